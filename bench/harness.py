@@ -1,0 +1,60 @@
+"""What the measures share: their options, the weights, and programs that take turns."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from bench import synth
+from bench.runs import Job, Weights
+
+
+def question(description: str, **defaults) -> argparse.Namespace:
+    """The command line that the measures share. `defaults` override an option's default or add an int option."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dllama" / "bench"
+    parser.add_argument("--shape", choices=synth.SHAPES, default="tinyllama-1.1b", help="default %(default)s")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of both programs")
+    parser.add_argument("--kernels", help="force dllama's kernels (avx512, avx2, ...); llama.cpp stays as it is")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each program")
+    parser.add_argument("--dir", type=Path, default=cache, help="folder that keeps the synthetic weights")
+    parser.add_argument("--name", help="name of the results file, without .json")
+    for name, value in defaults.items():
+        parser.add_argument(f"--{name}", type=int, default=value, help="default %(default)s")
+    return parser.parse_args()
+
+
+def job_of(options: argparse.Namespace) -> Job:
+    """The job that a question's options ask for, in a context of 2,048 tokens or the model's where that is less."""
+    context = min(synth.SHAPES[options.shape].seq_len, 2048)
+    job = Job(options.threads, context, options.prompt, getattr(options, "tokens", 0))
+    if job.prompt + job.tokens + 1 > context:
+        raise SystemExit(f"--prompt and --tokens: {job.prompt} + {job.tokens} + 1 tokens, and the context is {context}")
+    return job
+
+
+def find_weights(shape: str, folder: Path) -> Weights:
+    """The weights of `shape` in `folder`, written if they are not there, and read once into the page cache."""
+    folder = folder.resolve()  # runs start in the repository
+    weights = Weights(shape, *(folder / f"{shape}.{ending}" for ending in ("m", "t", "gguf")))
+    if not all(path.exists() for path in (weights.model, weights.tokenizer, weights.gguf)):
+        folder.mkdir(parents=True, exist_ok=True)
+        print(f"writing {shape} weights to {folder}", file=sys.stderr)
+        synth.write(shape, weights.model, weights.gguf, weights.tokenizer)
+    for path in (weights.model, weights.gguf):
+        with open(path, "rb", buffering=0) as file:
+            chunk = bytearray(1 << 24)
+            while file.readinto(chunk):
+                pass
+    return weights
+
+
+def take_turns(rounds: int, sides: dict[str, Callable[[], object]]) -> dict[str, list]:
+    """Call each side once a round, in turn, and collect what it returns."""
+    found = {name: [] for name in sides}
+    for i in range(rounds):
+        for name, side in sides.items():
+            print(f"round {i + 1} of {rounds}: {name}", file=sys.stderr, flush=True)
+            found[name].append(side())
+    return found

@@ -1,0 +1,1 @@
+"""Checkpoints of other programs -> `.m` and `.t` files: ``dllama-convert``, or ``python -m converter``."""

@@ -1,0 +1,35 @@
+"""The command line. Each command is a file of its own; what they share is in `program`, `options` and `shape`."""
+
+import click
+
+from dllama import __version__
+from dllama.cli.inference import inference
+from dllama.cli.info import info
+from dllama.cli.perplexity import perplexity
+from dllama.cli.program import Program
+
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+
+@click.group(cls=Program, name="dllama", context_settings=SETTINGS)
+@click.version_option(__version__, prog_name="dllama", message="%(prog)s %(version)s")
+def main() -> None:
+    """Run a large language model on the CPU, as fast as memory lets it.
+
+    \b
+    Try it, with the small model that comes along:
+      dllama inference --prompt "Tom has 3 apples."
+
+    \b
+    Then with a model of your own:
+      dllama-convert --help
+      dllama info model.m
+      dllama inference --model model.m --tokenizer tokenizer.t --prompt "Hello world"
+
+    Results go to standard output, everything else to standard error. The exit status is 0, 1 after an error, 2 for a
+    command line that makes no sense, and 130 after Ctrl-C.
+    """
+
+
+for command in (inference, info, perplexity):
+    main.add_command(command)

@@ -1,0 +1,116 @@
+"""`dllama inference`: a prompt in, text out as it is generated."""
+
+from dataclasses import fields
+
+import click
+
+from dllama.cli import report
+from dllama.cli.options import model_options, open_llama
+from dllama.cli.program import INTERRUPTED
+from dllama.cli.text import read_text
+from dllama.engine.sampler import SamplerSettings
+from dllama.formats.files import AtomicFile
+
+
+def _sampler_option(*names: str, help: str):
+    default = getattr(SamplerSettings, names[-1])
+    return click.option(*names, type=type(default), default=default, show_default=True, help=help)
+
+
+SAMPLER_OPTIONS = (
+    _sampler_option("--temperature", "temperature", help="0 is greedy: always the likeliest token."),
+    _sampler_option("--topk", "--top-k", "top_k", help="Keep the K likeliest tokens; 0 keeps all."),
+    _sampler_option(
+        "--topp", "--top-p", "top_p", help="Keep the likeliest tokens that P is reached with; 1 keeps all."
+    ),
+    _sampler_option("--minp", "--min-p", "min_p", help="Keep tokens at least P times as likely as the likeliest."),
+    _sampler_option(
+        "--repeat-penalty", "repetition_penalty", help="Above 1, makes tokens that occurred lately less likely."
+    ),
+    _sampler_option("--repeat-window", "repetition_window", help="How many of the last tokens are penalised."),
+    click.option("--seed", type=int, help="Repeats a run that had this seed. [default: a new one]"),
+)
+
+
+def sampler_options(command):
+    """Give a command an option for each field of `SamplerSettings`, under the field's name."""
+    for option in reversed(SAMPLER_OPTIONS):
+        command = option(command)
+    return command
+
+
+def sampler_settings(options: dict) -> SamplerSettings:
+    """The settings in the options, which are taken out of them. Raises click.UsageError for values without sense."""
+    try:
+        return SamplerSettings(**{field.name: options.pop(field.name) for field in fields(SamplerSettings)})
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+
+
+@click.command()
+@click.option("--prompt", help="Text to continue.")
+@click.option("--prompt-file", metavar="FILE", help="Take it from a file; - is standard input.")
+@click.option("--steps", type=click.IntRange(min=1), default=256, show_default=True, help="Tokens to generate at most.")
+@click.option(
+    "--max-seq-len",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Context in tokens, prompt included; less takes less memory. [default: the model's own]",
+)
+@model_options
+@sampler_options
+@click.option("--quiet", is_flag=True, help="Print the generated text alone.")
+@click.option("--stats", metavar="FILE", help="Write what was measured, token by token, as JSON.")
+def inference(prompt, prompt_file, steps, max_seq_len, quiet, stats, **options) -> None:
+    """Generate text.
+
+    \b
+      dllama inference --prompt "Tom has 3 apples."
+      dllama inference --model model.m --tokenizer tokenizer.t --prompt "Hello world" --steps 16 --nthreads 4
+      cat question.txt | dllama inference --prompt-file - --quiet > answer.txt
+
+    For every token a line tells the time of its generation (G), of it inference (I) and transfer (T), the bytes sent
+    (S) and received (R) between the nodes, and its text; averages follow. Ctrl-C stops and prints the averages so far.
+    """
+    settings = sampler_settings(options)
+    text = _prompt_text(prompt, prompt_file)
+    if stats:
+        AtomicFile(stats, 0).abort()  # a path that cannot be written fails now, not after the run
+
+    llama = open_llama(**options, context=max_seq_len)
+    run = report.Run(llama.encode(text))
+    if not quiet:
+        click.echo(report.start_lines(llama, settings), err=True)
+    status = _generate(llama, run, steps, settings, quiet)
+    if quiet:
+        click.echo(nl=not run.text.endswith("\n"))
+    else:
+        click.echo(report.averages(run))
+    if llama.stop_reason == "context":
+        click.echo(f"stopped at the end of the context of {llama.context} tokens", err=True)
+    if stats:
+        report.write_statistics(stats, report.statistics(run, llama))
+    click.get_current_context().exit(status)
+
+
+def _generate(llama, run: report.Run, steps: int, settings: SamplerSettings, quiet: bool) -> int:
+    """Generate, print and record; returns the exit status. Ctrl-C ends it early."""
+    try:
+        for piece in llama.generate(run.prompt, steps, settings):
+            if not run.pieces and not quiet:
+                click.echo(report.prompt_line(llama, run))
+            run.prefill_ms = llama.prefill_ms
+            run.pieces.append(piece)
+            click.echo(piece.text, nl=False) if quiet else click.echo(report.token_line(piece))
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return 0
+
+
+def _prompt_text(prompt: str | None, prompt_file: str | None) -> str:
+    """The text to continue. The line break that ends a file is not part of it."""
+    if (prompt is None) == (prompt_file is None):
+        raise click.UsageError("give the text to continue with either --prompt or --prompt-file")
+    if prompt_file is not None:
+        prompt = read_text(prompt_file).removesuffix("\n").removesuffix("\r")
+    return prompt

@@ -1,0 +1,86 @@
+"""The options of every command that runs a model, and the model they ask for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from dllama.formats.model import ModelFile
+
+if TYPE_CHECKING:
+    from dllama import Llama
+
+
+def _choice(*names: str) -> click.Choice:
+    return click.Choice(names, case_sensitive=False)
+
+
+MODEL_OPTIONS = (
+    click.option("--model", metavar="FILE", help="Model file (.m). [default: the small embedded model]"),
+    click.option("--tokenizer", metavar="FILE", help="Its tokenizer: .t, tokenizer.model or llama2.c tokenizer.bin."),
+    click.option(
+        "--weights-float-type",
+        type=_choice("f32", "f16", "q40", "q80"),
+        help="What the model file has to hold; the file itself says what it holds.",
+    ),
+    click.option(
+        "--buffer-float-type",
+        type=_choice("q80", "f32"),
+        default="q80",
+        show_default=True,
+        help="Activations that enter a product with the weights: q80 is fast, f32 is exact.",
+    ),
+    click.option(
+        "--kv-float-type",
+        type=_choice("f16", "f32", "q80"),
+        default="f16",
+        show_default=True,
+        help="Keys and values of past tokens: q80 takes about half the memory of f16.",
+    ),
+    click.option("--nthreads", type=click.IntRange(min=1), metavar="N", help="Threads. [default: one for each core]"),
+)
+
+
+def model_options(command):
+    """Give a command the options above; it hands them to `open_llama` as they are."""
+    for option in reversed(MODEL_OPTIONS):
+        command = option(command)
+    return command
+
+
+def open_llama(
+    model: str | None,
+    tokenizer: str | None,
+    weights_float_type: str | None,
+    buffer_float_type: str,
+    kv_float_type: str,
+    nthreads: int | None,
+    context: int | None,
+) -> Llama:
+    """The model that the options ask for, loaded, with room for `context` tokens (None: the model's own context).
+
+    Raises DllamaError, and click.UsageError for a model without a tokenizer or the reverse.
+    """
+    if model and not tokenizer:
+        raise click.UsageError("--model needs --tokenizer with it: the tokenizer file that belongs to the model")
+    if tokenizer and not model:
+        raise click.UsageError("--tokenizer needs --model with it: the embedded model has a tokenizer of its own")
+    from dllama import Llama
+
+    return Llama(
+        model,
+        tokenizer,
+        nthreads=nthreads,
+        context=context,
+        weights_float_type=weights_float_type,
+        buffer_float_type=buffer_float_type,
+        kv_float_type=kv_float_type,
+    )
+
+
+def open_model_file(model: str | None) -> ModelFile:
+    """The file that `open_llama` would load, its header at hand and no weights touched."""
+    from dllama.embedded import model_path
+
+    return ModelFile(model or model_path())

@@ -1,0 +1,117 @@
+"""`dllama perplexity`: how well a model predicts a text.
+
+Perplexity per token is exp(-sum(ln p) / tokens), and per byte, which compares models with different tokenizers,
+exp(-sum(ln p) / bytes), over the probabilities p that the model gives to each token of the text.
+
+The text is read in windows: a window starts `stride` tokens after the one before, with the bos token in front where
+the tokenizer puts one, and predicts `context` tokens at most. Each token is counted once, in the first window that
+reaches it, so that after the first window every token has a history of at least `context - stride` tokens. Without a
+bos token nothing predicts the first token of the text, and it is not counted.
+"""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator
+
+import click
+import numpy as np
+
+from dllama.cli.options import model_options, open_llama, open_model_file
+from dllama.cli.text import read_text
+from dllama.errors import PromptError
+
+DEFAULT_CONTEXT = 512
+
+
+def windows(tokens: list[int], head: list[int], context: int, stride: int) -> Iterator[tuple[list[int], list[int]]]:
+    """For each window the tokens to feed, at most `context`, and the tokens to count.
+
+    Feeding gives a row of logits for each token; the last len(counted) rows predict the counted tokens.
+    head: what is put in front of each window, [bos] or nothing
+    stride: from 1 to context
+    """
+    size = context + 1 - len(head)  # the last token of a window is predicted only
+    done = 1 - len(head)
+    for start in range(0, len(tokens), stride):
+        end = min(start + size, len(tokens))
+        if done < end:
+            yield head + tokens[start : end - 1], tokens[done:end]
+        if end == len(tokens):
+            return
+        done = end
+
+
+def negative_log_likelihood(logits: np.ndarray, counted: list[int]) -> float:
+    """-sum(ln p) of the counted tokens under the last rows of the logits, float32 [fed, vocab]; overwrites them."""
+    rows = logits[-len(counted) :]
+    chosen = rows[np.arange(len(rows)), counted].astype(np.float64)
+    largest = rows.max(axis=1)
+    rows -= largest[:, None]
+    np.exp(rows, out=rows)
+    return float((np.log(rows.sum(axis=1, dtype=np.float64)) + largest - chosen).sum())
+
+
+@click.command()
+@click.option("--file", "path", required=True, metavar="TEXT", help="Text file, UTF-8; - is standard input.")
+@click.option(
+    "--context",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help=f"Tokens that the model sees at a time. [default: {DEFAULT_CONTEXT}, or the model's own if that is less]",
+)
+@click.option(
+    "--stride", type=click.IntRange(min=1), metavar="N", help="Tokens from window to window. [default: the context]"
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@model_options
+def perplexity(path, context, stride, as_json, **options) -> None:
+    """Measure how well a model predicts a text: lower is better.
+
+    The text is cut into windows of --context tokens, each beginning with the bos token, and every token of the text
+    is counted once. A --stride below the context gives tokens more history, and takes longer.
+
+    \b
+      dllama perplexity --file story.txt
+      dllama perplexity --model model.m --tokenizer tokenizer.t --file wiki.txt --context 2048 --stride 1024
+    """
+    text = read_text(path)
+    if context is None:
+        with open_model_file(options["model"]) as file:
+            context = min(DEFAULT_CONTEXT, file.config.seq_len)
+    stride = stride or context
+    if stride > context:
+        raise click.UsageError(f"--stride {stride} would skip tokens: it can be at most the context, {context}")
+
+    llama = open_llama(**options, context=context)
+    tokens = llama.tokenizer.encode(text, bos=False)
+    parts = list(windows(tokens, llama.tokenizer.encode(""), context, stride))
+    if not parts:
+        raise PromptError(f"{path}: nothing to predict in {len(tokens)} tokens")
+    started = time.perf_counter()
+    with click.progressbar(parts, label="windows", file=sys.stderr) as progress:
+        total = sum(negative_log_likelihood(llama.logits(fed), counted) for fed, counted in progress)
+
+    n_tokens = sum(len(counted) for _, counted in parts)
+    n_bytes = len(text.encode())
+    result = {
+        "perplexity": math.exp(total / n_tokens),
+        "perplexity_per_byte": math.exp(total / n_bytes),
+        "tokens": n_tokens,
+        "bytes": n_bytes,
+        "context": context,
+        "stride": stride,
+        "seconds": time.perf_counter() - started,
+    }
+    click.echo(json.dumps(result, indent=2) if as_json else _table(result))
+
+
+def _table(result: dict) -> str:
+    return (
+        f"perplexity per token  {result['perplexity']:.4f}\n"
+        f"perplexity per byte   {result['perplexity_per_byte']:.4f}\n"
+        f"tokens                {result['tokens']}\n"
+        f"bytes                 {result['bytes']}\n"
+        f"context, stride       {result['context']}, {result['stride']}"
+    )

@@ -1,0 +1,25 @@
+"""The memory of one sequence: keys and values of every layer, head and position it has seen."""
+
+import mmap
+
+import numpy as np
+
+from dllama.formats import ModelConfig
+from dllama.kernels import tags
+from dllama.kernels.attention import cache_row_bytes
+
+
+class KVCache:
+    """Room for ``capacity`` positions, taken from the system as they are written.
+
+    Layout: keys, then values, each [layer, kv head, position, bytes of a row].
+    """
+
+    def __init__(self, config: ModelConfig, capacity: int, cache: tags.Tag):
+        self.capacity = capacity
+        self.head_stride = capacity * cache_row_bytes(cache, config.head_dim)
+        self.layer_stride = config.n_kv_heads * self.head_stride
+        self.nbytes = 2 * config.n_layers * self.layer_stride
+        self._memory = np.frombuffer(mmap.mmap(-1, self.nbytes), np.uint8)  # pages appear when touched
+        self.keys = self._memory.ctypes.data
+        self.values = self.keys + config.n_layers * self.layer_stride

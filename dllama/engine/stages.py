@@ -1,0 +1,301 @@
+"""The forward pass, compiled: what every thread of a team runs between two exchanges.
+
+A layer has two **segments**, and an exchange belongs after each: the attention segment turns the residual stream into
+this node's part of the attention output, the FFN segment into its part of the FFN output; with several nodes the parts
+are summed before the next segment adds them to the stream. Segment 2·l is the attention of layer l, 2·l + 1 its FFN,
+2·n_layers the output rows. On one node a whole step is one call.
+
+Within a segment the stages below follow one another, a barrier after each. A stage shares its items out by tickets.
+All sizes and addresses come in one record, so that a call costs little: see ``STEP``, ``LAYER`` and ``ROW``.
+"""
+
+import numpy as np
+
+from dllama.kernels.attention import attention_scores, attention_values
+from dllama.kernels.dot import dot_rows
+from dllama.kernels.elementwise import add, copy, floats, gelu_times, rms_norm, silu_times, softmax, to_acts, to_cache
+from dllama.kernels.jit import jit
+from dllama.kernels.panel import ROWS, dot_panels, has_panels
+from dllama.kernels.team import meet, take
+
+PANEL_TOKENS = 24
+"""Tokens from which unpacking weights into panels pays."""
+ITEM_BYTES = 48 << 10
+"""Weights that one ticket of a product stands for: long enough to stream, short enough to share out evenly."""
+
+
+def _record(**fields):
+    return np.dtype([(name, kind) for kind, names in fields.items() for name in names.split()])
+
+
+STEP = _record(
+    i8="""
+    sync threads
+    rows logit_rows
+    dim hidden_dim heads kv_heads head_dim vocab
+    dim_bytes q_bytes hidden_bytes output_bytes
+    half_split gelu
+    x y norm_out qkv queries attention hidden logits
+    dim_acts q_acts hidden_acts dim_stride q_stride hidden_stride
+    x_stride qkv_stride queries_stride attention_stride hidden_row_stride logits_stride
+    cos sin rope_stride
+    scratch scratch_stride scores panel spare
+    final_norm output
+    cache_row
+    """,
+    f4="epsilon",
+)
+"""Sizes, addresses and strides (bytes) of a step.
+
+rows: tokens in the batch; logit_rows: those whose logits are wanted; heads, kv_heads, hidden_dim, vocab: this node's.
+dim_bytes, q_bytes, hidden_bytes, output_bytes: from one row of weights to the next, for inputs of width dim, of the
+node's queries, of its hidden values, and for the output matrix.
+x: residual stream; y: this node's part of a segment's output, and after the exchange the sum of all;
+qkv: queries, keys and values as the products leave them, each part padded to 32 values; queries: after rope, each
+head padded; hidden: gate, then up, each padded; *_acts: inputs of the products; cos, sin: [rows, head_dim / 2].
+scratch: each thread's own memory: a float row, then at these offsets scores, panel, spare. cache_row: bytes of a head's
+key or value at one position.
+"""
+
+LAYER = _record(i8="q k v o w1 w2 w3 q_norm k_norm attention_norm ffn_norm")
+"""Addresses of a layer's tensors; norms are padded float32. q_norm and k_norm are 0 where the model has none."""
+
+ROW = _record(i8="position keys values layer_stride head_stride wanted")
+"""One row of the batch: its position, the addresses of its sequence's caches and their strides in bytes. ``wanted``:
+for the first logit_rows rows, the row of the batch whose logits go there."""
+
+
+@jit(inline=True)
+def _padded(n):
+    return (n + 31) // 32 * 32
+
+
+@jit
+def run_segments(thread, weight, act, cache, step, layers, rows, first, last):
+    """Segments ``first`` up to ``last``; every thread of the team calls it with its own number."""
+    s = step[0]
+    base = 0
+    for segment in range(first, last):
+        if segment == 2 * len(layers):
+            base = _output(thread, base, weight, act, s, rows)
+        elif segment % 2 == 0:
+            base = _attention(thread, base, weight, act, cache, s, layers[segment // 2], rows, segment)
+        else:
+            base = _feed_forward(thread, base, weight, act, s, layers[segment // 2])
+
+
+@jit
+def _attention(thread, base, weight, act, cache, s, layer, rows, segment):
+    query_width, kv_width = s.heads * s.head_dim, s.kv_heads * s.head_dim
+    base = _norm(thread, base, weight, act, s, layer.attention_norm, segment > 0)
+    base = _product(
+        thread, base, weight, act, s, s.dim, s.dim_bytes, s.dim_acts, s.dim_stride, s.rows,
+        layer.q, query_width, layer.k, kv_width, layer.v, kv_width, s.qkv, s.qkv_stride,
+    )  # fmt: skip
+    base = _rotate(thread, base, cache, s, layer, rows, segment // 2)
+    base = _attend(thread, base, cache, s, rows, segment // 2)
+    base = _convert(thread, base, weight, act, s, s.attention, s.attention_stride, query_width, s.q_acts, s.q_stride)
+    return _product(
+        thread, base, weight, act, s, query_width, s.q_bytes, s.q_acts, s.q_stride, s.rows,
+        layer.o, s.dim, layer.o, 0, layer.o, 0, s.y, s.x_stride,
+    )  # fmt: skip
+
+
+@jit
+def _feed_forward(thread, base, weight, act, s, layer):
+    base = _norm(thread, base, weight, act, s, layer.ffn_norm, True)
+    base = _product(
+        thread, base, weight, act, s, s.dim, s.dim_bytes, s.dim_acts, s.dim_stride, s.rows,
+        layer.w1, s.hidden_dim, layer.w3, s.hidden_dim, layer.w1, 0, s.hidden, s.hidden_row_stride,
+    )  # fmt: skip
+    base = _activate(thread, base, weight, act, s)
+    return _product(
+        thread, base, weight, act, s, s.hidden_dim, s.hidden_bytes, s.hidden_acts, s.hidden_stride, s.rows,
+        layer.w2, s.dim, layer.w2, 0, layer.w2, 0, s.y, s.x_stride,
+    )  # fmt: skip
+
+
+@jit
+def _output(thread, base, weight, act, s, rows):
+    item = take(s.sync, base)
+    while item < s.logit_rows:
+        x = s.x + rows[item].wanted * s.x_stride
+        out = s.norm_out + item * s.x_stride
+        add(x, s.y + rows[item].wanted * s.x_stride, s.dim)
+        rms_norm(x, s.final_norm, out, s.dim, s.epsilon)
+        to_acts(weight, act, out, s.dim_acts + item * s.dim_stride, 0, _padded(s.dim) // 32)
+        item = take(s.sync, base)
+    meet(s.sync, s.threads)
+    base += s.logit_rows + s.threads
+    return _product(
+        thread, base, weight, act, s, s.dim, s.output_bytes, s.dim_acts, s.dim_stride, s.logit_rows,
+        s.output, s.vocab, s.output, 0, s.output, 0, s.logits, s.logits_stride,
+    )  # fmt: skip
+
+
+@jit
+def _norm(thread, base, weight, act, s, norm, pending):
+    """x += y where a sum is pending; the norm of x as the input of the next product."""
+    item = take(s.sync, base)
+    while item < s.rows:
+        x, out = s.x + item * s.x_stride, s.norm_out + item * s.x_stride
+        if pending:
+            add(x, s.y + item * s.x_stride, s.dim)
+        rms_norm(x, norm, out, s.dim, s.epsilon)
+        to_acts(weight, act, out, s.dim_acts + item * s.dim_stride, 0, _padded(s.dim) // 32)
+        item = take(s.sync, base)
+    meet(s.sync, s.threads)
+    return base + s.rows + s.threads
+
+
+@jit
+def _convert(thread, base, weight, act, s, source, source_stride, width, acts, acts_stride):
+    """Rows of floats as the input of the next product."""
+    item = take(s.sync, base)
+    while item < s.rows:
+        to_acts(weight, act, source + item * source_stride, acts + item * acts_stride, 0, _padded(width) // 32)
+        item = take(s.sync, base)
+    meet(s.sync, s.threads)
+    return base + s.rows + s.threads
+
+
+@jit
+def _activate(thread, base, weight, act, s):
+    """gate = act(gate)·up, as the input of the next product; a row is shared out where there are few."""
+    blocks = _padded(s.hidden_dim) // 32
+    parts = 1 if s.rows >= 2 * s.threads else min(2 * s.threads, blocks)
+    item = take(s.sync, base)
+    while item < s.rows * parts:
+        row, part = item // parts, item % parts
+        first, last = blocks * part // parts, blocks * (part + 1) // parts
+        gate = s.hidden + row * s.hidden_row_stride
+        up = gate + 128 * (blocks + first)
+        if s.gelu:
+            gelu_times(gate + 128 * first, up, 32 * (last - first))
+        else:
+            silu_times(gate + 128 * first, up, 32 * (last - first))
+        to_acts(weight, act, gate, s.hidden_acts + row * s.hidden_stride, first, last)
+        item = take(s.sync, base)
+    meet(s.sync, s.threads)
+    return base + s.rows * parts + s.threads
+
+
+@jit
+def _product(
+    thread, base, weight, act, s, columns, w_stride, acts, acts_stride, tokens,
+    w0, rows0, w1, rows1, w2, rows2, out, out_stride,
+):  # fmt: skip
+    """out[t] = w0·x[t], w1·x[t], w2·x[t] one after another, each padded to 32, for up to three matrices of one width."""
+    panels = tokens >= PANEL_TOKENS and has_panels(weight, act)
+    total = rows0 + rows1 + rows2
+    chunk = max(ITEM_BYTES // w_stride, 1)
+    if panels:
+        chunk = ROWS
+    elif chunk * s.threads * 8 > total:
+        chunk = max(total // (s.threads * 8), 1)
+    chunk = (chunk + ROWS - 1) // ROWS * ROWS
+    items0, items1, items2 = -(-rows0 // chunk), -(-rows1 // chunk), -(-rows2 // chunk)
+    items = items0 + items1 + items2
+    scratch = s.scratch + thread * s.scratch_stride
+    item = take(s.sync, base)
+    while item < items:
+        if item < items0:
+            w, first, end, offset = w0, item * chunk, rows0, 0
+        elif item < items0 + items1:
+            w, first, end, offset = w1, (item - items0) * chunk, rows1, _padded(rows0)
+        else:
+            w, first, end, offset = w2, (item - items0 - items1) * chunk, rows2, _padded(rows0) + _padded(rows1)
+        count = min(chunk, end - first)
+        target = out + 4 * (offset + first)
+        source = w + first * w_stride
+        if panels:
+            dot_panels(
+                weight, source, w_stride, count, columns, acts, acts_stride, tokens,
+                target, out_stride, scratch + s.panel, scratch + s.spare,
+            )  # fmt: skip
+        else:
+            dot_rows(weight, act, source, w_stride, count, columns, acts, acts_stride, tokens, target, out_stride)
+        item = take(s.sync, base)
+    meet(s.sync, s.threads)
+    return base + items + s.threads
+
+
+@jit
+def _rotate(thread, base, cache, s, layer, rows, index):
+    """q and k norms, rotary embedding, and the new keys and values into the cache. An item is a kv head of a row."""
+    group = s.heads // s.kv_heads
+    padded = _padded(s.head_dim)
+    scratch = s.scratch + thread * s.scratch_stride
+    key = floats(scratch, padded)
+    item = take(s.sync, base)
+    while item < s.rows * s.kv_heads:
+        r, g = item // s.kv_heads, item % s.kv_heads
+        row = rows[r]
+        qkv = s.qkv + r * s.qkv_stride
+        cos = floats(s.cos + r * s.rope_stride, s.head_dim // 2)
+        sin = floats(s.sin + r * s.rope_stride, s.head_dim // 2)
+        for h in range(g * group, (g + 1) * group):
+            query = floats(s.queries + r * s.queries_stride + h * 4 * padded, padded)
+            _turn(floats(qkv + 4 * h * s.head_dim, s.head_dim), query, layer.q_norm, cos, sin, s)
+        place = index * row.layer_stride + g * row.head_stride + row.position * s.cache_row
+        source = qkv + 4 * (_padded(s.heads * s.head_dim) + g * s.head_dim)
+        key[s.head_dim :] = 0
+        _turn(floats(source, s.head_dim), key, layer.k_norm, cos, sin, s)
+        to_cache(cache, scratch, row.keys + place, padded)
+        copy(scratch, source + 4 * _padded(s.kv_heads * s.head_dim), 4 * s.head_dim)
+        key[s.head_dim :] = 0
+        to_cache(cache, scratch, row.values + place, padded)
+        item = take(s.sync, base)
+    meet(s.sync, s.threads)
+    return base + s.rows * s.kv_heads + s.threads
+
+
+@jit
+def _turn(source, out, norm, cos, sin, s):
+    """out = rope(norm(source)) for one head; pairs (2i, 2i+1), or (i, i + head_dim/2) where they are half-split."""
+    half = len(source) // 2
+    if norm != 0:
+        scale = floats(norm, len(source))
+        total = np.float32(0)
+        for i in range(len(source)):
+            total += source[i] * source[i]
+        factor = np.float32(1) / np.sqrt(total / np.float32(len(source)) + s.epsilon)
+        for i in range(len(source)):
+            source[i] = source[i] * factor * scale[i]
+    if s.half_split:
+        for i in range(half):
+            a, b = source[i], source[i + half]
+            out[i] = a * cos[i] - b * sin[i]
+            out[i + half] = a * sin[i] + b * cos[i]
+    else:
+        for i in range(half):
+            a, b = source[2 * i], source[2 * i + 1]
+            out[2 * i] = a * cos[i] - b * sin[i]
+            out[2 * i + 1] = a * sin[i] + b * cos[i]
+
+
+@jit
+def _attend(thread, base, cache, s, rows, index):
+    """Attention of each query over its own past. An item is a kv head of a row, the longest pasts first."""
+    group = s.heads // s.kv_heads
+    padded = _padded(s.head_dim)
+    scratch = s.scratch + thread * s.scratch_stride
+    scores = scratch + s.scores
+    scale = np.float32(1) / np.sqrt(np.float32(s.head_dim))
+    item = take(s.sync, base)
+    while item < s.rows * s.kv_heads:
+        r, g = s.rows - 1 - item // s.kv_heads, item % s.kv_heads
+        row = rows[r]
+        place = index * row.layer_stride + g * row.head_stride
+        past = row.position + 1
+        for h in range(g * group, (g + 1) * group):
+            query = s.queries + r * s.queries_stride + h * 4 * padded
+            attention_scores(cache, query, row.keys + place, s.cache_row, past, s.head_dim, scale, scores)
+            total = softmax(scores, past)
+            attention_values(
+                cache, scores, row.values + place, s.cache_row, past, s.head_dim, np.float32(1) / total, scratch
+            )
+            copy(s.attention + r * s.attention_stride + 4 * h * s.head_dim, scratch, 4 * s.head_dim)
+        item = take(s.sync, base)
+    meet(s.sync, s.threads)
+    return base + s.rows * s.kv_heads + s.threads

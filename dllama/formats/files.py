@@ -1,0 +1,117 @@
+"""Opening files safely and writing them whole or not at all."""
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+from dllama.errors import FileError
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+    """Open a regular file for reading; FileError for a missing one, a folder, a pipe or no permission."""
+    try:
+        # O_NONBLOCK: opening a named pipe must not wait for a writer.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+    except OSError as error:
+        raise FileError(path, reason(error)) from None
+    except ValueError:  # a zero byte in the path
+        raise FileError(repr(str(path)), "not a path") from None
+    mode = os.fstat(fd).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(fd)
+        raise FileError(path, "a folder, not a file" if stat.S_ISDIR(mode) else "not a regular file")
+    return os.fdopen(fd, "rb")
+
+
+def reason(error: OSError) -> str:
+    """The error in plain words, without Python's numbers and quotes."""
+    return {
+        errno.ENOENT: "no such file or folder",
+        errno.ENOTDIR: "a part of the path is not a folder",
+        errno.EISDIR: "a folder, not a file",
+        errno.EACCES: "permission denied",
+    }.get(error.errno, (error.strerror or str(error)).lower())
+
+
+class AtomicFile:
+    """A file that appears under its name only when it is complete.
+
+    It is written beside its final place and renamed by ``commit``; ``abort`` (or leaving the ``with`` block by any
+    exception, Ctrl-C included) removes it. Every failure of the system is a FileError that names the final path.
+    """
+
+    def __init__(self, path: str | os.PathLike, nbytes: int):
+        """nbytes: the size that the file will have; FileError at once where the disk has less room."""
+        self.path = Path(path)
+        self.nbytes = nbytes
+        self._target = self.path.resolve()  # a link is written through, not replaced
+        if self._target.exists() and not self._target.is_file():
+            raise FileError(self.path, "exists and is not a regular file")
+        free = self._free()
+        if free is not None and free < nbytes:
+            raise FileError(self.path, f"the disk is too full: {nbytes:,} bytes needed, {free:,} free")
+        self._temporary = self._target.with_name(f".{self._target.name[:200]}.{secrets.token_hex(4)}.tmp")
+        try:
+            # Not tempfile: its files are readable by their owner alone, and the mode would survive the rename.
+            fd = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise self._error(error) from None
+        self._file = os.fdopen(fd, "wb")
+
+    def write(self, data) -> None:
+        """Append bytes, or an array's bytes."""
+        try:
+            self._file.write(data)
+        except OSError as error:
+            self.abort()
+            raise self._error(error) from None
+
+    def commit(self) -> None:
+        """Flush to the disk and take the final name, replacing what was there."""
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            os.replace(self._temporary, self._target)
+        except OSError as error:
+            self.abort()
+            raise self._error(error) from None
+        except BaseException:
+            self.abort()
+            raise
+
+    def abort(self) -> None:
+        """Remove the incomplete file; nothing happens after ``commit`` or a second time."""
+        with contextlib.suppress(OSError):  # closing flushes, which fails again on a full disk
+            self._file.close()
+        with contextlib.suppress(OSError):
+            os.unlink(self._temporary)
+
+    def __enter__(self) -> "AtomicFile":
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        if kind is not None:
+            self.abort()
+        elif not self._file.closed:
+            self.commit()
+
+    def _free(self) -> int | None:
+        try:
+            return shutil.disk_usage(self._target.parent).free
+        except OSError:
+            return None  # the folder is missing or closed to us: opening says so
+
+    def _error(self, error: OSError) -> FileError:
+        if error.errno not in NO_ROOM:
+            return FileError(self.path, f"cannot be written: {reason(error)}")
+        free = self._free()
+        room = f", {free:,} free" if free is not None else ""
+        return FileError(self.path, f"cannot be written: {reason(error)} ({self.nbytes:,} bytes needed{room})")

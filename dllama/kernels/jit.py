@@ -1,0 +1,63 @@
+"""Compilation: numba's options in one place, and a disk cache that cannot go stale.
+
+numba keys its cache by the file a function stands in, not by what that function calls, and the kernels call across
+files. So the cache folder's name holds a hash of all compiled sources, of the chosen kernels and of the
+compiler's versions: a change of any of them starts a fresh folder.
+"""
+
+import hashlib
+import os
+import sys
+from pathlib import Path
+
+import llvmlite
+import numba
+from numba.core import config
+
+from dllama.kernels import arm, cpu, isa, x86
+
+_ISAS = {kind.name: kind for kind in (x86.Avx512, x86.Avx2, arm.NeonDotprod, arm.Neon, isa.Isa)}
+
+ISA = _ISAS[cpu.select()]()
+"""The kernels' instruction set, chosen once for the process."""
+
+
+def _base_folder() -> Path:
+    if os.environ.get("NUMBA_CACHE_DIR"):
+        return Path(os.environ["NUMBA_CACHE_DIR"])
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "dllama"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dllama"
+
+
+def _cache_folder() -> Path:
+    digest = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__} {config.CPU_NAME} {config.CPU_FEATURES}".encode())
+    kernels = Path(__file__).parent
+    for source in sorted([*kernels.glob("*.py"), kernels.parent / "engine" / "stages.py"]):
+        digest.update(source.read_bytes())
+    return _base_folder() / f"kernels-{ISA.name}-{digest.hexdigest()[:16]}"
+
+
+CACHE = _cache_folder()
+
+
+def is_cached() -> bool:
+    """Whether compiled kernels lie in the cache, so that a start need not compile."""
+    return any(CACHE.rglob("*.nbc"))
+
+
+def jit(function=None, *, inline=False):
+    """Compiles a function without Python's lock, with fast (reassociating) float arithmetic.
+
+    Functions that the engine calls are cached on disk; ``inline`` ones become part of those that call them.
+    """
+    if function is None:
+        return lambda f: jit(f, inline=inline)
+    options = {"nogil": True, "fastmath": {"reassoc", "nsz", "arcp", "contract", "afn"}, "error_model": "numpy"}
+    if inline:
+        return numba.njit(function, inline="always", **options)
+    before, config.CACHE_DIR = config.CACHE_DIR, str(CACHE)
+    try:
+        return numba.njit(function, cache=True, **options)
+    finally:
+        config.CACHE_DIR = before

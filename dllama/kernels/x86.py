@@ -1,0 +1,79 @@
+"""x86-64: AVX2 and AVX-512 with VNNI."""
+
+from llvmlite import ir
+
+from dllama.kernels.emit import I16, I32, const, vec
+from dllama.kernels.isa import HalfInHardware, Isa, Product
+
+
+class VnniProduct(Product):
+    """vpdpbusd: unsigned weights times signed activations, four products added into each int32 lane."""
+
+    def __init__(self, signed):
+        super().__init__(signed)
+        self.offset = 128 if signed else 0
+
+    def prepare(self, e, weights):
+        return e.xor(weights, const(weights.type, -128)) if self.signed else weights
+
+    def accumulate(self, e, state, weights, activations):
+        lanes = state.type
+        bits = 32 * lanes.count
+        # The operand form with 32-bit lanes: LLVM 20 to 22 all take it.
+        name = f"llvm.x86.avx512.vpdpbusd.{bits}"
+        return e.call(name, lanes, state, e.bitcast(weights, lanes), e.bitcast(activations, lanes))
+
+
+class Avx2Nibbles(Product):
+    """vpmaddubsw sums pairs into int16 lanes, which hold all 8 steps; one vpmaddwd at the end widens them."""
+
+    def begin(self, e, start):
+        return start, const(vec(I16, 2 * start.type.count), 0)
+
+    def accumulate(self, e, state, weights, activations):
+        start, pairs = state
+        return start, e.add(pairs, _maddubs(e, weights, activations))
+
+    def finish(self, e, state):
+        start, pairs = state
+        return e.add(start, _madd_ones(e, pairs))
+
+
+class Avx2Int8(Product):
+    """|w| times a with w's sign, because vpmaddubsw wants one side unsigned; 2·128·127 still fits in int16."""
+
+    def accumulate(self, e, state, weights, activations):
+        magnitude = e.call("llvm.x86.avx2.psign.b", weights.type, weights, weights)
+        signed = e.call("llvm.x86.avx2.psign.b", weights.type, activations, weights)
+        return e.add(state, _madd_ones(e, _maddubs(e, magnitude, signed)))
+
+
+def _maddubs(e, unsigned, signed):
+    return e.call("llvm.x86.avx2.pmadd.ub.sw", vec(I16, 16), unsigned, signed)
+
+
+def _madd_ones(e, pairs):
+    return e.call("llvm.x86.avx2.pmadd.wd", vec(I32, 8), pairs, const(pairs.type, 1))
+
+
+class _X86(HalfInHardware, Isa):
+    def pause(self, e):
+        e.call("llvm.x86.sse2.pause", ir.VoidType())
+
+
+class Avx2(_X86):
+    name = "avx2"
+    vector = 32
+    tile_tokens = 4
+    nibbles = Avx2Nibbles(signed=False)
+    int8 = Avx2Int8(signed=True)
+
+
+class Avx512(_X86):
+    name = "avx512"
+    vector = 64
+    tile_tokens = 8
+    nibbles = VnniProduct(signed=False)
+    int8 = VnniProduct(signed=True)
+
+

@@ -1,0 +1,65 @@
+"""Help, version, exit codes and what becomes of errors, whatever the command."""
+
+import subprocess
+
+import pytest
+
+import dllama
+from tests.cli.program import ROOT, command, fails, succeeds
+
+
+def test_version():
+    assert succeeds("--version") == f"dllama {dllama.__version__}\n"
+
+
+@pytest.mark.parametrize("args", [(), ("--help",), ("-h",)])
+def test_help_shows_a_first_command_and_every_command(args):
+    text = succeeds(*args)
+    assert 'dllama inference --prompt "' in text
+    for name in ("inference", "info", "perplexity"):
+        assert f"\n  {name} " in text
+
+
+@pytest.mark.parametrize("name", ["inference", "info", "perplexity"])
+def test_help_of_a_command_has_examples(name):
+    assert f"\n    dllama {name} " in succeeds(name, "--help")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("train",), "No such command 'train'; see 'dllama --help'"),
+        (("info",), "Missing argument 'FILE'; see 'dllama info --help'"),
+        (("info", "a", "--fast"), "No such option '--fast'; see 'dllama info --help'"),
+        (("info", "a", "--context", "1,x"), "'1,x' is not a list of positive numbers"),
+        (("info", "a", "--nodes", "0"), "'0' is not a list of positive numbers"),
+        (("inference", "--prompt", "a", "--steps", "0"), "--steps"),
+        (("inference", "--prompt", "a", "--nthreads", "none"), "--nthreads"),
+        (("inference", "--prompt", "a", "--temperature", "-1"), "temperature is -1.0: it must be 0 or more"),
+        (("inference", "--prompt", "a", "--topp", "1.5"), "top_p is 1.5"),
+        (("inference", "--prompt", "a", "--kv-float-type", "q4"), "'q4' is not one of 'f16', 'f32', 'q80'"),
+        (("inference",), "either --prompt or --prompt-file"),
+        (("inference", "--prompt", "a", "--prompt-file", "b"), "either --prompt or --prompt-file"),
+        (("inference", "--prompt", "a", "--model", "a.m"), "--model needs --tokenizer with it"),
+        (("inference", "--prompt", "a", "--tokenizer", "a.t"), "--tokenizer needs --model with it"),
+        (("perplexity",), "--file"),
+        (("perplexity", "--file", "setup.cfg", "--context", "8", "--stride", "9"), "--stride 9 would skip tokens"),
+    ],
+)
+def test_a_command_line_without_sense_exits_with_2(args, message):
+    assert message in fails(*args, status=2)
+
+
+def test_output_that_cannot_be_written_is_an_error():
+    with open("/dev/full", "wb") as full:
+        result = subprocess.run(command("--version"), cwd=ROOT, stdout=full, stderr=subprocess.PIPE)
+    assert result.returncode == 1
+    assert result.stderr.decode().startswith("dllama: error: cannot write the output: ")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    process = subprocess.Popen(command("--help"), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()  # before the program has started up
+    assert process.stderr.read() == b""
+    process.wait()
