@@ -14,7 +14,6 @@ import numpy as np
 from bench.harness import find_weights, job_of, question
 from bench.report import print_table, save
 from bench.runs import prompt_ids
-from dllama import Llama
 
 
 def main() -> None:
@@ -23,7 +22,8 @@ def main() -> None:
     weights = find_weights(options.shape, options.dir)
     ids = prompt_ids(job.prompt)
     if options.kernels:
-        os.environ["DLLAMA_KERNELS"] = options.kernels  # read when a Llama is made
+        os.environ["DLLAMA_KERNELS"] = options.kernels  # read when dllama's kernels are imported, so not before
+    from dllama import Llama
 
     peer = llama_cpp.Llama(str(weights.gguf), n_ctx=job.context, n_threads=job.threads, logits_all=True, verbose=False)
     peer.eval(ids)

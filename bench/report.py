@@ -10,8 +10,10 @@ from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 
+import dllama
+
 RESULTS = Path(__file__).resolve().parent / "results"
-PACKAGES = ("dllama", "llama-cpp-python", "numpy", "numba", "llvmlite")
+PACKAGES = ("llama-cpp-python", "numpy", "numba", "llvmlite")
 
 
 @dataclass(frozen=True)
@@ -33,26 +35,39 @@ class Figure:
 
 def machine() -> dict:
     """What the figures were measured on: CPU, cores, memory, system, date and versions."""
-    cpu, memory = platform.processor(), None
-    try:
-        cpu = Path("/proc/cpuinfo").read_text().split("model name\t: ")[1].split("\n")[0]
-        memory = round(int(Path("/proc/meminfo").read_text().split("MemTotal:")[1].split()[0]) / (1 << 20), 1)
-    except (OSError, IndexError):  # macOS has neither file, Arm's cpuinfo no model name
-        pass
-    versions = {"python": platform.python_version()}
+    versions = {"python": platform.python_version(), "dllama": dllama.__version__}
     for package in PACKAGES:
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = None
+    memory = _proc("meminfo").get("MemTotal")
     return {
-        "cpu": cpu,
+        "cpu": _cpu(),
         "cores": os.cpu_count(),
-        "memory_gib": memory,
+        "memory_gib": round(int(memory.split()[0]) / (1 << 20), 1) if memory else None,
         "system": platform.platform(),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "versions": versions,
     }
+
+
+def _cpu() -> str:
+    """The CPU's name; on x86 with family and model, since virtual machines often shorten the name."""
+    info = _proc("cpuinfo")
+    if "model name" not in info:  # macOS, and Linux on Arm
+        return platform.processor() or platform.machine()
+    return "{model name} (family {cpu family}, model {model})".format_map(info)
+
+
+def _proc(name: str) -> dict[str, str]:
+    """The fields of /proc/NAME, the first of each name; none where there is no such file."""
+    try:
+        lines = Path("/proc", name).read_text().splitlines()
+    except OSError:
+        return {}
+    fields = (line.split(":", 1) for line in reversed(lines) if ":" in line)
+    return {field.strip(): value.strip() for field, value in fields}
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence]) -> None:

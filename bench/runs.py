@@ -7,6 +7,7 @@ prints the `Run` as JSON. Imports are few, since a process's start is measured t
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -63,7 +64,8 @@ def run(program: str, job: Job, weights: Weights, kernels: str | None = None) ->
     started = ["--started", repr(time.monotonic())]
     result = subprocess.run(command + started, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     if result.returncode:
-        raise SystemExit(f"{program} failed ({' '.join(command)}):\n{result.stderr[-4000:]}")
+        reason = (result.stderr.strip() or f"exit code {result.returncode}").splitlines()[-1]
+        raise SystemExit(f"{program} failed: {reason}\nsee it again with: {shlex.join(command)}")
     return Run(**json.loads(result.stdout.splitlines()[-1]))
 
 

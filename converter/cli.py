@@ -1,6 +1,8 @@
 """The command ``dllama-convert``."""
 
 import functools
+import signal
+import sys
 import time
 from pathlib import Path
 
@@ -53,6 +55,8 @@ def main() -> None:
     Then:
       dllama inference --model tinyllama-q40.m --tokenizer tinyllama.t --prompt "Hello"
     """
+    # A conversion that is told to end removes what it has written, as one that is interrupted does.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
 @main.command()
@@ -69,9 +73,16 @@ def main() -> None:
     type=click.IntRange(min=1),
     help="Longest context to allow, at most the checkpoint's own (its default): a shorter one needs less memory.",
 )
+@click.option(
+    "--search-scales",
+    is_flag=True,
+    help="Try several scales for each q40 block and keep the closest: a smaller error in the same size, but slow.",
+)
 @output_options
 @reports_errors
-def hf(folder: Path, weights_float_type: str, seq_len: int | None, output: Path, force: bool) -> None:
+def hf(
+    folder: Path, weights_float_type: str, seq_len: int | None, search_scales: bool, output: Path, force: bool
+) -> None:
     """Convert a Hugging Face checkpoint to a .m file.
 
     FOLDER holds config.json and model.safetensors, or several .safetensors files and their index, of a
@@ -88,7 +99,7 @@ def hf(folder: Path, weights_float_type: str, seq_len: int | None, output: Path,
     started = time.monotonic()
     total = weights_bytes(read_config(folder, weight_type, seq_len)[0])
     with progress(f"Writing {output.name}", total) as report:
-        config = huggingface.convert(folder, output, weight_type, seq_len, report)
+        config = huggingface.convert(folder, output, weight_type, seq_len, search_scales, report)
     click.echo(
         f"{output}: {output.stat().st_size:,} bytes, {config.arch.name.lower()}, {config.n_layers} layers, "
         f"{config.weight_type.name.lower()}, context {config.seq_len:,}, {time.monotonic() - started:.0f} s"

@@ -42,11 +42,13 @@ def convert(
     out: str | os.PathLike,
     weight_type: FloatType,
     seq_len: int | None = None,
+    search_scales: bool = False,
     progress: Callable[[int], None] = lambda nbytes: None,
 ) -> ModelConfig:
     """Write the checkpoint in ``folder`` as the model file ``out``, and return its shape.
 
     seq_len: a shorter context than the model's own, or None
+    search_scales: look for the Q40 scales of least error, which takes longer
     progress: called with the bytes of weights written since the last call
     Raises FileError (FormatError) naming the file and the reason; ``out`` then is as it was.
     """
@@ -61,7 +63,7 @@ def convert(
         raise FormatError(folder / "config.json", str(error)) from None
     with writer, ThreadPoolExecutor(THREADS) as pool:
         for info, source in sources:
-            chunks = _in_order(pool, _jobs(info, source, config))
+            chunks = _in_order(pool, _jobs(info, source, config, search_scales))
             writer.write_chunks(info.name, info.layer, _counted(chunks, progress))
     return config
 
@@ -111,7 +113,9 @@ def interleave_pairs(rows: np.ndarray, head_dim: int) -> np.ndarray:
     return halves.swapaxes(1, 2).reshape(rows.shape)
 
 
-def _jobs(info: TensorInfo, source: Tensor, config: ModelConfig) -> Iterator[Callable[[], np.ndarray]]:
+def _jobs(
+    info: TensorInfo, source: Tensor, config: ModelConfig, search_scales: bool
+) -> Iterator[Callable[[], np.ndarray]]:
     """One job for each chunk of rows: read, reorder, quantise; uint8 [rows, row_bytes]."""
     permuted = config.arch is Arch.LLAMA and info.name in ("q", "k")
     unit = config.head_dim if permuted else 1
@@ -122,7 +126,7 @@ def _jobs(info: TensorInfo, source: Tensor, config: ModelConfig) -> Iterator[Cal
         if permuted:
             rows = interleave_pairs(rows, config.head_dim)
         try:
-            return quantize(rows, info.float_type)
+            return quantize(rows, info.float_type, search_scales)
         except ValueError as error:
             raise FormatError(source.path, f"tensor {source.name} has {error}") from None
 

@@ -1,4 +1,4 @@
-"""How far a conversion has come: a bar with the time left on a terminal, a line for every tenth elsewhere."""
+"""How far a conversion has come: a bar with the time left on a terminal, a few lines elsewhere."""
 
 import contextlib
 import sys
@@ -19,16 +19,17 @@ def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 def _lines(label: str, total: int) -> Callable[[int], None]:
+    """A line for every tenth of the work, but no two within a second."""
     started = time.monotonic()
-    done, tenths = 0, 0
+    done, tenths, last = 0, 0, started
 
     def update(units: int) -> None:
-        nonlocal done, tenths
+        nonlocal done, tenths, last
         done += units
-        if done * 10 // total > tenths:
-            tenths = done * 10 // total
-            elapsed = time.monotonic() - started
-            left = elapsed * (total - done) / done
-            click.echo(f"{label}: {done * 100 // total} %, {elapsed:.0f} s, about {left:.0f} s left", err=True)
+        now = time.monotonic()
+        if done * 10 // total > tenths and (now - last >= 1 or done == total):
+            tenths, last = done * 10 // total, now
+            left = (now - started) * (total - done) / done
+            click.echo(f"{label}: {done * 100 // total} %, {now - started:.0f} s, about {left:.0f} s left", err=True)
 
     return update

@@ -8,7 +8,7 @@ from converter.safetensors import read_json
 from converter.sentencepiece_model import read_sentencepiece
 from dllama.errors import FileError, FormatError
 from dllama.formats.files import open_regular
-from dllama.formats.vocabulary import Vocabulary, read_bin, read_t, tokenizer_kind, write_t
+from dllama.formats.vocabulary import Vocabulary, read_bin, read_small_file, read_t, tokenizer_kind, write_t
 
 
 def convert_tokenizer(path: str | os.PathLike, out: str | os.PathLike) -> Vocabulary:
@@ -46,7 +46,7 @@ def _from_folder(folder: Path) -> Vocabulary:
         raise FormatError(
             model, f"{len(vocabulary.pieces)} tokens, and config.json says {size}: added tokens are not supported yet"
         )
-    template = _optional(folder / "tokenizer_config.json").get("chat_template")
+    template = _chat_template(folder)
     eos_ids = list(vocabulary.eos_ids)
     for values in (config, _optional(folder / "generation_config.json")):
         more = values.get("eos_token_id")
@@ -55,10 +55,22 @@ def _from_folder(folder: Path) -> Vocabulary:
         return replace(
             vocabulary,
             eos_ids=tuple(dict.fromkeys(eos_ids)),
-            chat_template=template if isinstance(template, str) else None,
+            chat_template=template,
         )
     except ValueError as error:
         raise FormatError(folder, str(error)) from None
+
+
+def _chat_template(folder: Path) -> str | None:
+    """The template, in a file of its own or (older checkpoints) among the tokenizer's settings."""
+    path = folder / "chat_template.jinja"
+    if not path.exists():
+        template = _optional(folder / "tokenizer_config.json").get("chat_template")
+        return template if isinstance(template, str) else None
+    try:
+        return read_small_file(path).decode()
+    except UnicodeDecodeError:
+        raise FormatError(path, "not UTF-8 text") from None
 
 
 def _optional(path: Path) -> dict:

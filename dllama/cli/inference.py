@@ -1,5 +1,6 @@
 """`dllama inference`: a prompt in, text out as it is generated."""
 
+import secrets
 from dataclasses import fields
 
 import click
@@ -28,7 +29,13 @@ SAMPLER_OPTIONS = (
         "--repeat-penalty", "repetition_penalty", help="Above 1, makes tokens that occurred lately less likely."
     ),
     _sampler_option("--repeat-window", "repetition_window", help="How many of the last tokens are penalised."),
-    click.option("--seed", type=int, help="Repeats a run that had this seed. [default: a new one]"),
+    click.option(
+        "--seed",
+        type=int,
+        default=lambda: secrets.randbits(32),
+        show_default="a new one",
+        help="The same seed gives the same text.",
+    ),
 )
 
 
@@ -78,14 +85,14 @@ def inference(prompt, prompt_file, steps, max_seq_len, quiet, stats, **options) 
         AtomicFile(stats, 0).abort()  # a path that cannot be written fails now, not after the run
 
     llama = open_llama(**options, context=max_seq_len)
-    run = report.Run(llama.encode(text))
+    run = report.Run(text, llama.encode(text))
     if not quiet:
         click.echo(report.start_lines(llama, settings), err=True)
     status = _generate(llama, run, steps, settings, quiet)
-    if quiet:
-        click.echo(nl=not run.text.endswith("\n"))
-    else:
-        click.echo(report.averages(run))
+    if not quiet:
+        click.echo(report.averages(run), nl=bool(run.pieces))
+    elif not run.text.endswith("\n"):
+        click.echo()
     if llama.stop_reason == "context":
         click.echo(f"stopped at the end of the context of {llama.context} tokens", err=True)
     if stats:
@@ -96,12 +103,13 @@ def inference(prompt, prompt_file, steps, max_seq_len, quiet, stats, **options) 
 def _generate(llama, run: report.Run, steps: int, settings: SamplerSettings, quiet: bool) -> int:
     """Generate, print and record; returns the exit status. Ctrl-C ends it early."""
     try:
-        for piece in llama.generate(run.prompt, steps, settings):
-            if not run.pieces and not quiet:
-                click.echo(report.prompt_line(llama, run))
-            run.prefill_ms = llama.prefill_ms
+        for piece in llama.generate(run.prompt_ids, steps, settings):
+            if not run.pieces:
+                run.prefill_ms = llama.prefill_ms
+                if not quiet:
+                    click.echo(report.prompt_line(run))
             run.pieces.append(piece)
-            click.echo(piece.text, nl=False) if quiet else click.echo(report.token_line(piece))
+            click.echo(piece.text if quiet else report.token_line(piece), nl=not quiet)
     except KeyboardInterrupt:
         return INTERRUPTED
     return 0

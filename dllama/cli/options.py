@@ -76,6 +76,7 @@ def open_llama(
         weights_float_type=weights_float_type,
         buffer_float_type=buffer_float_type,
         kv_float_type=kv_float_type,
+        notify=lambda line: click.echo(f"⏳ {line}", err=True),
     )
 
 

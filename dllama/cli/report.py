@@ -12,40 +12,43 @@ from dllama.engine.memory import peak_rss_bytes
 from dllama.formats.files import AtomicFile
 
 if TYPE_CHECKING:
-    from dllama import Llama
+    from dllama import Llama, Piece, SamplerSettings
 
 PROMPT_WIDTH = 60
 
 
 @dataclass
 class Run:
-    """One generation as it happened. Times are in milliseconds, lists have an element for each generated token."""
+    """One generation as it happened: the prompt as text and as token ids, then the pieces that were generated."""
 
-    prompt_tokens: int
+    prompt: str
+    prompt_ids: list[int]
     prefill_ms: float = 0.0
-    pieces: list = field(default_factory=list)
+    pieces: list[Piece] = field(default_factory=list)
 
     @property
     def text(self) -> str:
+        """The generated text."""
         return "".join(piece.text for piece in self.pieces)
 
 
-def start_lines(llama: Llama) -> str:
+def start_lines(llama: Llama, settings: SamplerSettings) -> str:
     """What was loaded and how it runs."""
+    seed = f", seed {settings.seed}" if settings.temperature else ""
     return (
         f"💡 {describe(llama.config)}\n"
-        f"💡 context {llama.context}, {llama.nthreads} threads, {llama.kernels} kernels\n"
+        f"💡 context {llama.context}, {llama.nthreads} threads, {llama.kernels} kernels{seed}\n"
         f"⏩ loaded in {llama.load_ms:.0f} ms"
     )
 
 
-def prompt_line(run: Run, prompt: str) -> str:
-    """The line of the prompt phase: its time, its tokens and how it begins."""
-    shown = visible(prompt[:PROMPT_WIDTH]) + ("…" if len(prompt) > PROMPT_WIDTH else "")
-    return f"🔷 P {run.prefill_ms:.0f} ms {run.prompt_tokens} tokens {shown}"
+def prompt_line(run: Run) -> str:
+    """The line of the prompt phase: its time, its tokens and how the prompt begins."""
+    shown = visible(run.prompt[:PROMPT_WIDTH]) + ("…" if len(run.prompt) > PROMPT_WIDTH else "")
+    return f"🔷 P {run.prefill_ms:.0f} ms {len(run.prompt_ids)} tokens {shown}"
 
 
-def token_line(piece) -> str:
+def token_line(piece: Piece) -> str:
     """The line of one token: generation, inference and transfer time, bytes sent and received, and its text."""
     return (
         f"🔶 G {piece.generation_ms:.0f} ms I {piece.inference_ms:.0f} ms T {piece.transfer_ms:.0f} ms "
@@ -59,23 +62,31 @@ def visible(text: str) -> str:
 
 
 def averages(run: Run) -> str:
-    """Two lines, prompt and generation: tokens, time for each, tokens in a second."""
-    generation_ms = sum(piece.generation_ms for piece in run.pieces)
+    """Two lines, prompt and generation: tokens, time for each of them, tokens in a second; "" where nothing ran.
+
+    The pass over the prompt gives the first token along with it, so that the average is over those that follow it.
+    """
+    if not run.pieces:
+        return ""
+    decode_ms = [piece.generation_ms for piece in run.pieces[1:]]
     return "\n".join(
-        f"{name:<10} {count:>5} tokens {total / count:>9.2f} ms/token {1000 * count / total:>9.2f} tokens/s"
-        for name, count, total in (
-            ("Prompt", run.prompt_tokens, run.prefill_ms),
-            ("Generation", len(run.pieces), generation_ms),
+        (
+            _average("Prompt", len(run.prompt_ids), run.prefill_ms / len(run.prompt_ids)),
+            _average("Generation", len(run.pieces), sum(decode_ms) / len(decode_ms) if decode_ms else None),
         )
-        if count and total
     )
+
+
+def _average(phase: str, tokens: int, ms: float | None) -> str:
+    speed = f" {ms:9.2f} ms/token {1000 / ms:9.2f} tokens/s" if ms else ""
+    return f"{phase:<10} {tokens:5} tokens{speed}"
 
 
 def statistics(run: Run, llama: Llama) -> dict:
     """The run as plain data, for programs: what `--stats` writes."""
     pieces = run.pieces
     return {
-        "prompt_tokens": run.prompt_tokens,
+        "prompt_tokens": len(run.prompt_ids),
         "generated_tokens": len(pieces),
         "text": run.text,
         "token_ids": [piece.token_id for piece in pieces],

@@ -1,13 +1,18 @@
-"""The small model that comes with the package, and its tokenizer: what runs when no other model is named."""
+"""The small model that ships with the package: weights and vocabulary, as files beside this one.
+
+``python -m dllama.train.embedded`` trained them, and ``dllama-convert hf`` made the Q40 file.
+"""
 
 from pathlib import Path
 
-_FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parent
 
 
 def model_path() -> Path:
-    return _FOLDER / "model.m"
+    """The weights, Q40."""
+    return FOLDER / "model.m"
 
 
 def tokenizer_path() -> Path:
-    return _FOLDER / "tokenizer.model"
+    """The SentencePiece vocabulary."""
+    return FOLDER / "tokenizer.model"

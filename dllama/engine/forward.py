@@ -4,7 +4,8 @@ Prefill, decoding, several sequences at once and the check of draft tokens are a
 each seeing the positions of its own sequence up to its own, those of the same call included.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,10 +16,9 @@ from dllama.engine.stages import ROW, STEP, run_segments
 from dllama.engine.weights import Weights
 from dllama.errors import ModelError
 from dllama.formats import Activation, ModelFile, RopeType
-from dllama.kernels import tags
+from dllama.kernels import dot, packed, tags
 from dllama.kernels.attention import cache_row_bytes
-from dllama.kernels.dot import TOKENS, act_stride
-from dllama.kernels.panel import ROWS, TILE, panel_bytes
+from dllama.kernels.elementwise import acts_stride
 from dllama.kernels.team import Team
 
 MAX_ROWS = 128
@@ -38,9 +38,17 @@ class Forward:
     ``act``: F32 or Q80, what the inputs of products are rounded to; ``cache``: F16, F32 or Q80, the KV caches' format.
     """
 
-    def __init__(self, model: ModelFile, team: Team, act: tags.Tag, cache: tags.Tag, context: int):
+    def __init__(
+        self,
+        model: ModelFile,
+        team: Team,
+        act: tags.Tag,
+        cache: tags.Tag,
+        context: int,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ):
         self.model, self.config, self.team, self.cache, self.context = model, model.config, team, cache, context
-        self.weights = Weights(model)
+        self.weights = Weights(model, act, team, progress)
         self._formats = self.weights.tag, act, cache
         self._frequencies = rope.frequencies(self.config)
         self._step = np.zeros(1, STEP)
@@ -93,8 +101,7 @@ class Forward:
     def _floats(self, rows: int, columns: int) -> tuple[np.ndarray, int, int]:
         """A zeroed float32 array with padded rows, room for a whole tile of them; its address and row stride."""
         width = -(-columns // 32) * 32
-        step = max(TILE, TOKENS)
-        array = self._zeros(-(-rows // step) * step * width * 4).view(np.float32).reshape(-1, width)
+        array = self._zeros(_tiled(rows) * width * 4).view(np.float32).reshape(-1, width)
         return array, array.ctypes.data, 4 * width
 
     def _zeros(self, nbytes: int) -> np.ndarray:
@@ -116,8 +123,8 @@ class Forward:
             return -(-n // 32) * 32
 
         def acts(name: str, columns: int) -> None:
-            stride = act_stride(act if w.tag.block > 1 else tags.F32, columns)
-            array = self._zeros(-(-MAX_ROWS // TILE) * TILE * stride)
+            stride = acts_stride(w.tag, act, columns)
+            array = self._zeros(_tiled(MAX_ROWS) * stride)
             step[f"{name}_acts"], step[f"{name}_stride"] = array.ctypes.data, stride
             self._buffers.append(array)
 
@@ -126,8 +133,7 @@ class Forward:
         step["heads"], step["kv_heads"], step["head_dim"] = c.n_heads, c.n_kv_heads, c.head_dim
         step["half_split"], step["gelu"] = c.rope_type is RopeType.HALF_SPLIT, c.activation is Activation.GELU
         step["epsilon"] = c.norm_epsilon
-        step["dim_bytes"] = step["output_bytes"] = w.dim_bytes
-        step["q_bytes"], step["hidden_bytes"] = w.q_bytes, w.hidden_bytes
+        step["dim_bytes"], step["q_bytes"], step["hidden_bytes"] = w.dim_bytes, w.q_bytes, w.hidden_bytes
         step["final_norm"], step["output"] = w.final_norm, w.output
         step["cache_row"] = cache_row_bytes(self.cache, c.head_dim)
 
@@ -145,15 +151,14 @@ class Forward:
         acts("hidden", c.hidden_dim)
 
         row = 4 * padded(c.head_dim)
-        sections = {
-            "scores": 4 * (self.context + 16),
-            "panel": panel_bytes(max(c.dim, c.q_dim, c.hidden_dim)),
-            "spare": 4 * TILE * ROWS,
-        }
-        offset = -(-row // ALIGN) * ALIGN
-        for name, nbytes in sections.items():
-            step[name] = offset
-            offset += -(-nbytes // ALIGN) * ALIGN
-        scratch = self._zeros(self.team.nthreads * offset)
-        step["scratch"], step["scratch_stride"] = scratch.ctypes.data, offset
+        step["scores"] = -(-row // ALIGN) * ALIGN
+        step["scratch_stride"] = step["scores"] + -(-4 * (self.context + 16) // ALIGN) * ALIGN
+        scratch = self._zeros(self.team.nthreads * int(step["scratch_stride"]))
+        step["scratch"] = scratch.ctypes.data
         self._buffers.append(scratch)
+
+
+def _tiled(rows: int) -> int:
+    """Rows rounded up to what the products work on at once."""
+    tile = math.lcm(dot.TOKENS, packed.TOKENS)
+    return -(-rows // tile) * tile

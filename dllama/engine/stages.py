@@ -12,15 +12,13 @@ All sizes and addresses come in one record, so that a call costs little: see ``S
 import numpy as np
 
 from dllama.kernels.attention import attention_scores, attention_values
-from dllama.kernels.dot import dot_rows
+from dllama.kernels.dot import multiply_rows
 from dllama.kernels.elementwise import add, copy, floats, gelu_times, rms_norm, silu_times, softmax, to_acts, to_cache
 from dllama.kernels.jit import jit
-from dllama.kernels.panel import ROWS, dot_panels, has_panels
+from dllama.kernels.packed import ROWS, multiply_packed, uses_packed
 from dllama.kernels.team import meet, take
 
-PANEL_TOKENS = 24
-"""Tokens from which unpacking weights into panels pays."""
-ITEM_BYTES = 48 << 10
+ITEM_BYTES = 64 << 10
 """Weights that one ticket of a product stands for: long enough to stream, short enough to share out evenly."""
 
 
@@ -33,13 +31,13 @@ STEP = _record(
     sync threads
     rows logit_rows
     dim hidden_dim heads kv_heads head_dim vocab
-    dim_bytes q_bytes hidden_bytes output_bytes
+    dim_bytes q_bytes hidden_bytes
     half_split gelu
     x y norm_out qkv queries attention hidden logits
     dim_acts q_acts hidden_acts dim_stride q_stride hidden_stride
     x_stride qkv_stride queries_stride attention_stride hidden_row_stride logits_stride
     cos sin rope_stride
-    scratch scratch_stride scores panel spare
+    scratch scratch_stride scores
     final_norm output
     cache_row
     """,
@@ -48,13 +46,13 @@ STEP = _record(
 """Sizes, addresses and strides (bytes) of a step.
 
 rows: tokens in the batch; logit_rows: those whose logits are wanted; heads, kv_heads, hidden_dim, vocab: this node's.
-dim_bytes, q_bytes, hidden_bytes, output_bytes: from one row of weights to the next, for inputs of width dim, of the
-node's queries, of its hidden values, and for the output matrix.
+dim_bytes, q_bytes, hidden_bytes: from one row of weights to the next, for inputs of the width of the residual stream,
+of the node's queries and of its hidden values.
 x: residual stream; y: this node's part of a segment's output, and after the exchange the sum of all;
 qkv: queries, keys and values as the products leave them, each part padded to 32 values; queries: after rope, each
 head padded; hidden: gate, then up, each padded; *_acts: inputs of the products; cos, sin: [rows, head_dim / 2].
-scratch: each thread's own memory: a float row, then at these offsets scores, panel, spare. cache_row: bytes of a head's
-key or value at one position.
+scratch: each thread's own memory: a row of floats, then at the offset ``scores`` a float for every position.
+cache_row: bytes of a head's key or value at one position.
 """
 
 LAYER = _record(i8="q k v o w1 w2 w3 q_norm k_norm attention_norm ffn_norm")
@@ -128,7 +126,7 @@ def _output(thread, base, weight, act, s, rows):
     meet(s.sync, s.threads)
     base += s.logit_rows + s.threads
     return _product(
-        thread, base, weight, act, s, s.dim, s.output_bytes, s.dim_acts, s.dim_stride, s.logit_rows,
+        thread, base, weight, act, s, s.dim, s.dim_bytes, s.dim_acts, s.dim_stride, s.logit_rows,
         s.output, s.vocab, s.output, 0, s.output, 0, s.logits, s.logits_stride,
     )  # fmt: skip
 
@@ -185,18 +183,13 @@ def _product(
     thread, base, weight, act, s, columns, w_stride, acts, acts_stride, tokens,
     w0, rows0, w1, rows1, w2, rows2, out, out_stride,
 ):  # fmt: skip
-    """out[t] = w0·x[t], w1·x[t], w2·x[t] one after another, each padded to 32, for up to three matrices of one width."""
-    panels = tokens >= PANEL_TOKENS and has_panels(weight, act)
-    total = rows0 + rows1 + rows2
-    chunk = max(ITEM_BYTES // w_stride, 1)
-    if panels:
-        chunk = ROWS
-    elif chunk * s.threads * 8 > total:
-        chunk = max(total // (s.threads * 8), 1)
-    chunk = (chunk + ROWS - 1) // ROWS * ROWS
+    """out[t] = w0·x[t], w1·x[t], w2·x[t] side by side, each padded to 32, for up to three matrices of one width."""
+    packed = uses_packed(weight, act)
+    chunk = max(ITEM_BYTES // (w_stride * tokens), 1)
+    chunk = min(chunk, (rows0 + rows1 + rows2) // (s.threads * 8))
+    chunk = max((chunk + ROWS - 1) // ROWS, 1) * ROWS
     items0, items1, items2 = -(-rows0 // chunk), -(-rows1 // chunk), -(-rows2 // chunk)
     items = items0 + items1 + items2
-    scratch = s.scratch + thread * s.scratch_stride
     item = take(s.sync, base)
     while item < items:
         if item < items0:
@@ -208,13 +201,11 @@ def _product(
         count = min(chunk, end - first)
         target = out + 4 * (offset + first)
         source = w + first * w_stride
-        if panels:
-            dot_panels(
-                weight, source, w_stride, count, columns, acts, acts_stride, tokens,
-                target, out_stride, scratch + s.panel, scratch + s.spare,
-            )  # fmt: skip
+        if packed:
+            groups = (count + ROWS - 1) // ROWS
+            multiply_packed(weight, source, groups, columns, acts, acts_stride, tokens, target, out_stride)
         else:
-            dot_rows(weight, act, source, w_stride, count, columns, acts, acts_stride, tokens, target, out_stride)
+            multiply_rows(weight, source, w_stride, count, columns, acts, acts_stride, tokens, target, out_stride)
         item = take(s.sync, base)
     meet(s.sync, s.threads)
     return base + items + s.threads

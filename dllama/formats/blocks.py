@@ -22,6 +22,9 @@ F16_MAX = 65504.0
 # Blocks handled at a time: the temporaries of one step (a few 4-byte copies of 32 * STEP values) stay in the L2 cache.
 STEP = 2048
 
+# Steps that a scale search lets the largest value take; the reference quantiser's is 8.
+SEARCHED_STEPS = (8, 6.8, 7.2, 7.6, 8.4, 8.8, 9.2, 9.6)
+
 
 class FloatType(enum.IntEnum):
     """How the numbers of a matrix are stored. The values are those of the `.m` header."""
@@ -56,10 +59,12 @@ class FloatType(enum.IntEnum):
         return n // BLOCK * (Q40_BYTES if self is FloatType.Q40 else Q80_BYTES)
 
 
-def quantize(x: np.ndarray, float_type: FloatType) -> np.ndarray:
+def quantize(x: np.ndarray, float_type: FloatType, search: bool = False) -> np.ndarray:
     """Store the rows of ``x`` as ``float_type``.
 
     x: float32 [rows, n] -> uint8 [rows, float_type.row_bytes(n)]
+    search: for Q40, try several scales a block and keep the one of least squared error, in place of the reference
+    quantiser's; it takes many times as long
 
     Raises ValueError where ``n`` does not fill whole blocks, where a value is not finite, and where a value or a
     block's scale is beyond F16's largest number, 65504.
@@ -70,10 +75,13 @@ def quantize(x: np.ndarray, float_type: FloatType) -> np.ndarray:
     if not float_type.is_quantized:
         _check_finite(x)
         if float_type is FloatType.F16 and x.size and np.abs(x).max() > F16_MAX:
-            raise ValueError(f"values beyond {F16_MAX:.0f} do not fit F16")
+            raise ValueError(f"values beyond {F16_MAX:.0f}, which F16 cannot hold")
         out.view("<f4" if float_type is FloatType.F32 else "<f2")[...] = x
         return out
-    block_bytes, pack = (Q40_BYTES, _pack_q40) if float_type is FloatType.Q40 else (Q80_BYTES, _pack_q80)
+    if float_type is FloatType.Q40:
+        block_bytes, pack = Q40_BYTES, _pack_q40_by_search if search else _pack_q40
+    else:
+        block_bytes, pack = Q80_BYTES, _pack_q80
     blocks, packed = x.reshape(-1, BLOCK), out.reshape(-1, block_bytes)
     for start in range(0, len(blocks), STEP):
         pack(blocks[start : start + STEP], packed[start : start + STEP])
@@ -99,30 +107,49 @@ def dequantize(raw: np.ndarray, float_type: FloatType, n: int) -> np.ndarray:
     return out
 
 
+# The quantisers work on transposed blocks, [32, blocks]: numpy's loops then run over thousands of blocks at a time
+# instead of over the 32 values of one.
+
+
 def _pack_q40(x: np.ndarray, out: np.ndarray) -> None:
     """d = m / -8 with m the (first) value of largest magnitude; q = clip(trunc(x / d + 8.5), 0, 15)."""
-    low, high = _fold(np.minimum, x), _fold(np.maximum, x)
-    m = np.where(-low > high, low, high)
-    tied = np.flatnonzero(-low == high)  # both signs reach the largest magnitude: the first in the block decides
-    if tied.size:
-        first = np.abs(x[tied]).argmax(axis=1)
-        m[tied] = x[tied, first]
-    d = _scale(m, -8)
-    q = x / np.where(d == 0, np.float32(1), d)[:, None]
+    x = np.array(x.T, order="C")
+    d = _checked_scale(_largest(x) / np.float32(-8))
+    q = np.divide(x, _divisor(d), out=x)
     q += np.float32(8.5)
-    np.minimum(q, 15, out=q)  # q is never below 0.5, since |x / d| <= 8
-    q = q.astype(np.uint8)
-    _store_scale(out, d)
-    np.bitwise_or(q[:, :16], q[:, 16:] << 4, out=out[:, 2:])
+    q = np.minimum(q, 15, out=q).astype(np.uint8)  # q is never below 0.5, since |x / d| <= 8
+    _store_q40(out, d, q)
+
+
+def _pack_q40_by_search(x: np.ndarray, out: np.ndarray) -> None:
+    """Of the codes that several scales give, those with the least squared error under the scale that fits them best.
+
+    For codes c = q - 8, the sum of (x - d c)^2 is least at d = sum(x c) / sum(c^2), where it is
+    sum(x^2) - sum(x c)^2 / sum(c^2): the best codes have the largest second term.
+    """
+    x = np.array(x.T, order="C")
+    first = _checked_scale(_largest(x) / np.float32(-8))
+    scale, codes = first.copy(), np.zeros_like(x)
+    most = np.full(x.shape[1], -1, dtype=np.float32)
+    for steps in SEARCHED_STEPS:
+        c = np.rint(x / _divisor(first * np.float32(8 / steps)))
+        np.clip(c, -8, 7, out=c)
+        xc, cc = (x * c).sum(axis=0), (c * c).sum(axis=0)
+        fit = xc / np.maximum(cc, 1)
+        better = fit * xc > most
+        most = np.where(better, fit * xc, most)
+        scale = np.where(better, fit, scale)
+        np.copyto(codes, c, where=better)
+    _store_q40(out, _checked_scale(scale), (codes + np.float32(8)).astype(np.uint8))
 
 
 def _pack_q80(x: np.ndarray, out: np.ndarray) -> None:
     """d = max|x| / 127; q = round(x / d), halves to even."""
-    d = _scale(_fold(np.maximum, np.abs(x)), 127)
-    q = x / np.where(d == 0, np.float32(1), d)[:, None]
-    np.rint(q, out=q)
+    x = np.array(x.T, order="C")
+    d = _checked_scale(np.abs(x).max(axis=0) / np.float32(127))
+    q = np.divide(x, _divisor(d), out=x)
     _store_scale(out, d)
-    out[:, 2:].view(np.int8)[...] = q
+    out[:, 2:].view(np.int8)[...] = np.rint(q, out=q).astype(np.int8).T
 
 
 def _unpack_q40(raw: np.ndarray, out: np.ndarray) -> None:
@@ -136,27 +163,38 @@ def _unpack_q80(raw: np.ndarray, out: np.ndarray) -> None:
     np.multiply(raw[:, 2:].view(np.int8), _load_scale(raw), out=out)
 
 
-def _fold(pick: np.ufunc, x: np.ndarray) -> np.ndarray:
-    """``pick.reduce(x, axis=1)`` for float32 [blocks, 32], by halving: several times faster over so short an axis."""
-    half = BLOCK // 2
-    while half:
-        x = pick(x[:, :half], x[:, half : 2 * half])
-        half //= 2
-    return x[:, 0]
+def _largest(x: np.ndarray) -> np.ndarray:
+    """The value of largest magnitude in each column, with its sign; the first where several are."""
+    low, high = x.min(axis=0), x.max(axis=0)
+    m = np.where(-low > high, low, high)
+    tied = np.flatnonzero(-low == high)
+    if tied.size:
+        m[tied] = x[np.abs(x[:, tied]).argmax(axis=0), tied]
+    return m + np.float32(0)  # +0 for a block of zeros, whatever their signs
 
 
-def _scale(m: np.ndarray, divisor: int) -> np.ndarray:
-    """float32 scale of each block, m / divisor, or ValueError where it cannot be written."""
-    _check_finite(m)
-    d = m / np.float32(divisor)
+def _checked_scale(d: np.ndarray) -> np.ndarray:
+    """The scales ``d``, or ValueError where one cannot be written."""
+    _check_finite(d)
     if d.size and np.abs(d).max() > F16_MAX:
-        raise ValueError(f"a block's scale is beyond {F16_MAX:.0f}, which F16 cannot hold")
+        raise ValueError(f"a block scale beyond {F16_MAX:.0f}, which F16 cannot hold")
     return d
 
 
 def _check_finite(x: np.ndarray) -> None:
     if not np.isfinite(x).all():
         raise ValueError("values that are not finite (NaN or infinity)")
+
+
+def _divisor(d: np.ndarray) -> np.ndarray:
+    """d, and 1 for the blocks of zeros."""
+    return np.where(d == 0, np.float32(1), d)
+
+
+def _store_q40(blocks: np.ndarray, d: np.ndarray, q: np.ndarray) -> None:
+    """d: float32 [blocks];  q: uint8 [32, blocks]"""
+    _store_scale(blocks, d)
+    blocks[:, 2:] = (q[:16] | q[16:] << 4).T
 
 
 def _store_scale(blocks: np.ndarray, d: np.ndarray) -> None:

@@ -70,6 +70,13 @@ class ModelFile:
             return raw.view("<f4").reshape(info.shape)
         return dequantize(raw, info.float_type, info.columns).reshape(info.shape)
 
+    def release(self, name: str, layer: int | None = None) -> None:
+        """Let go of a tensor's pages in memory, where the system can; they are read again if they are touched."""
+        info = self.info(name, layer)
+        first, end = -(-info.offset // mmap.PAGESIZE) * mmap.PAGESIZE, (info.offset + info.nbytes) & -mmap.PAGESIZE
+        if hasattr(mmap, "MADV_DONTNEED") and first < end:
+            self._map.madvise(mmap.MADV_DONTNEED, first, end - first)
+
     def close(self) -> None:
         """Let go of the mapping. Views that others still hold stay valid; the mapping goes with the last one."""
         self._bytes = np.empty(0, dtype=np.uint8)

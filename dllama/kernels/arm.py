@@ -21,7 +21,8 @@ class NeonNibbles(Product):
 
     def accumulate(self, e, state, weights, activations):
         start, low, high = state
-        return start, e.add(low, _multiply(e, weights, activations, 0)), e.add(high, _multiply(e, weights, activations, 8))
+        low = e.add(low, _multiply(e, weights, activations, 0))
+        return start, low, e.add(high, _multiply(e, weights, activations, 8))
 
     def finish(self, e, state):
         start, low, high = state
@@ -69,5 +70,3 @@ class Neon(_Arm):
     name = "neon"
     nibbles = NeonNibbles(signed=False)
     int8 = NeonInt8(signed=True)
-
-

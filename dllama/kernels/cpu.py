@@ -72,7 +72,8 @@ def select() -> str:
     forced = os.environ.get("DLLAMA_KERNELS", "").strip().lower()
     there = features()
     if not forced:
-        return next(n for n, needs in REQUIREMENTS.items() if MACHINES.get(n, machine()) == machine() and there >= {*needs})
+        ours = (name for name in REQUIREMENTS if MACHINES.get(name, machine()) == machine())
+        return next(name for name in ours if there.issuperset(REQUIREMENTS[name]))
     if forced not in REQUIREMENTS:
         raise KernelError(f"DLLAMA_KERNELS={forced}: no such kernels; choose one of {', '.join(REQUIREMENTS)}")
     missing = [f for f in REQUIREMENTS[forced] if f not in there]

@@ -7,9 +7,9 @@ import numpy as np
 from numba import carray, types
 
 from dllama.kernels import tags
-from dllama.kernels.dot import ACT_BYTES, GROUP, SCALE, SECOND, START
 from dllama.kernels.emit import F32, I8, I32, I64, const, emitted, vec
 from dllama.kernels.jit import ISA, jit
+from dllama.kernels.packed import ACT_BYTES, ACT_SCALE, ACT_SUM, is_packed
 
 SIXTEEN = vec(F32, 16)
 
@@ -96,12 +96,18 @@ def softmax(e, scores, n):
     return e.sum(total.get())
 
 
+def acts_stride(weight: tags.Tag, act: tags.Tag, columns: int) -> int:
+    """Bytes of a row of ``columns`` values as ``to_acts`` writes it."""
+    blocks = -(-columns // 32)
+    return blocks * (ACT_BYTES if is_packed(weight, act) else 128)
+
+
 @emitted()
 def to_acts(e, weight, act, x, out, first, last):
     """Blocks ``first`` to ``last`` of a row of floats into the layout in which ``weight`` meets ``act``.
 
-    act Q80 with Q40 or Q80 weights gives the acts layout of ``dot``; with F16 or F32 weights the floats are rounded
-    as Q80 would and stay floats; act F32 copies.
+    act Q80 with Q40 or Q80 weights gives the acts of ``packed``; with F16 or F32 weights the floats are rounded as
+    Q80 would and stay floats; act F32 copies.
     """
     with e.loop(e.sub(last, first)) as i:
         block = e.add(first, i)
@@ -111,7 +117,7 @@ def to_acts(e, weight, act, x, out, first, last):
         if act is tags.Q80:
             scale, ints = _quantise(e, values)
             values = [e.fmul(e.sitofp(v, SIXTEEN), e.splat(scale, 16)) for v in ints]
-        if act is tags.Q80 and weight.block == 32:
+        if is_packed(weight, act):
             _store_acts(e, out, block, scale, ints)
         else:
             for k, value in enumerate(values):
@@ -119,13 +125,12 @@ def to_acts(e, weight, act, x, out, first, last):
 
 
 def _store_acts(e, out, block, scale, ints):
-    group = e.at(out, e.mul(e.udiv(block, const(I64, GROUP)), const(I64, GROUP * ACT_BYTES)))
-    place = e.at(group, e.mul(e.urem(block, const(I64, GROUP)), const(I64, 16)))
-    for offset, values in zip((0, SECOND), ints, strict=True):
-        e.store(e.trunc(values, vec(I8, 16)), place, offset)
+    target = e.at(out, e.mul(block, const(I64, ACT_BYTES)))
+    for k, values in enumerate(ints):
+        e.store(e.trunc(values, vec(I8, 16)), target, 16 * k)
     total = e.call("llvm.vector.reduce.add.v16i32", I32, e.add(*ints))
-    e.store(e.mul(total, const(I32, -8)), place, START)
-    e.store(e.splat(scale, 4), place, SCALE)
+    e.store(scale, target, ACT_SCALE)
+    e.store(e.mul(total, const(I32, -8)), target, ACT_SUM)
 
 
 def _quantise(e, values):
@@ -204,4 +209,3 @@ def _reduce_maximum(e, vector):
 
 def _sixteens(e, n):
     return e.udiv(e.add(n, const(I64, 15)), const(I64, 16))
-

@@ -16,14 +16,10 @@ class Product:
     """Weights times activations, generic form: widen, multiply, add neighbours. Runs on any CPU."""
 
     offset = 0
-    """What the weights given to ``accumulate`` exceed the true ones by, in units of this product's input."""
+    """What the weights given to ``accumulate`` exceed the true ones by; nibbles always by 8."""
 
     def __init__(self, signed: bool):
         self.signed = signed
-
-    def prepare(self, e, weights):
-        """Weights as they are stored (int8, or nibbles already unpacked) → as ``accumulate`` wants them."""
-        return weights
 
     def begin(self, e, start):
         """A state from int32 lanes, one for every four bytes of a vector."""
@@ -104,11 +100,6 @@ class HalfInHardware:
     def float_to_half(self, e, values):
         lanes = values.type.count
         return e.bitcast(e.fptrunc(values, vec(F16, lanes)), vec(I16, lanes))
-
-
-def replicate(e, vector, times):
-    """Each lane ``times`` times in a row."""
-    return e.pick(vector, [i // times for i in range(vector.type.count * times)])
 
 
 def bytes_of(e, word, lanes):

@@ -31,7 +31,8 @@ def _base_folder() -> Path:
 
 
 def _cache_folder() -> Path:
-    digest = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__} {config.CPU_NAME} {config.CPU_FEATURES}".encode())
+    compiler = numba.__version__, llvmlite.__version__, config.CPU_NAME, config.CPU_FEATURES
+    digest = hashlib.sha256(repr(compiler).encode())
     kernels = Path(__file__).parent
     for source in sorted([*kernels.glob("*.py"), kernels.parent / "engine" / "stages.py"]):
         digest.update(source.read_bytes())

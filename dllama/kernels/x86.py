@@ -13,9 +13,6 @@ class VnniProduct(Product):
         super().__init__(signed)
         self.offset = 128 if signed else 0
 
-    def prepare(self, e, weights):
-        return e.xor(weights, const(weights.type, -128)) if self.signed else weights
-
     def accumulate(self, e, state, weights, activations):
         lanes = state.type
         bits = 32 * lanes.count
@@ -75,5 +72,3 @@ class Avx512(_X86):
     tile_tokens = 8
     nibbles = VnniProduct(signed=False)
     int8 = VnniProduct(signed=True)
-
-

@@ -1,0 +1,153 @@
+import json
+import struct
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from converter.safetensors import open_checkpoint, read_file, read_json, to_float32
+from dllama.errors import FileError, FormatError
+from tests.converter.checkpoints import LLAMA, encoded, random_weights, safetensors_bytes, write
+
+
+def file_of(header, data=b"") -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def entry(dtype="F32", shape=(2,), offsets=(0, 8)):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
+@pytest.mark.parametrize("shards", [1, 3])
+def test_values_come_back(tmp_path, dtype, shards):
+    weights = random_weights(LLAMA, dtype)
+    tensors = open_checkpoint(write(tmp_path, LLAMA, weights, dtype, shards))
+    assert tensors.keys() == weights.keys()
+    for name, values in weights.items():
+        tensor = tensors[name]
+        assert (tensor.shape, tensor.dtype) == (values.shape, dtype)
+        rows = np.atleast_2d(values)
+        np.testing.assert_array_equal(tensor.rows(0, len(rows)), rows)
+        np.testing.assert_array_equal(tensor.rows(len(rows) // 2, len(rows)), rows[len(rows) // 2 :])
+
+
+def test_special_values_of_bfloat16():
+    values = np.array([np.inf, -np.inf, -0.0, 2.0**-133, 3.3895314e38], dtype=np.float32)
+    _, _, data = encoded(values, "BF16")
+    np.testing.assert_array_equal(to_float32(data, "BF16"), values)
+    assert np.isnan(to_float32(b"\xc0\x7f", "BF16")[0])
+
+
+@pytest.mark.parametrize(
+    "data, reason",
+    [
+        (b"", "not a safetensors file: 0 bytes"),
+        (b"1234567", "not a safetensors file: 7 bytes"),
+        (struct.pack("<Q", 1 << 63), "a header of 9,223,372,036,854,775,808 bytes"),
+        (file_of(b"{}")[:-1], "a header of 2 bytes"),
+        (file_of(b"{"), "not JSON"),
+        (file_of(b"\xff\xfe"), "not UTF-8"),
+        (file_of(b"[" * 100_000), "nested too deeply"),
+        (file_of(b"[]"), "not a JSON object"),
+        (file_of(b'{"a": {"dtype": "F32", "dtype": "F32"}}'), "dtype appears twice"),
+        (file_of({"a": 1}), "tensor a is not described by an object"),
+        (file_of({"a": {}}), "tensor a lacks a proper dtype"),
+        (file_of({"a": entry(shape=(-1,))}, bytes(8)), "tensor a lacks a proper"),
+        (file_of({"a": entry(shape=(2.0,))}, bytes(8)), "tensor a lacks a proper"),
+        (file_of({"a": entry(shape=(True, 2))}, bytes(8)), "tensor a lacks a proper"),
+        (file_of({"a": entry(offsets=(0, 8, 8))}, bytes(8)), "tensor a lacks a proper"),
+        (file_of({"a": entry(offsets=(8, 0))}, bytes(8)), "truncated: tensor a|lacks a proper"),
+        (file_of({"a": entry()}, bytes(7)), "truncated: tensor a ends at byte"),
+        (file_of({"a": entry(shape=(3,))}, bytes(8)), r"tensor a is F32 \[3\] but has 8 bytes"),
+        (file_of({"a": entry(shape=(1 << 62, 1 << 62))}, bytes(8)), "tensor a is F32"),
+        (file_of({"a": entry()}, bytes(9)), "oversized"),
+        (file_of({"a": entry(), "b": entry()}, bytes(8)), "an overlap before tensor b"),
+        (file_of({"a": entry(), "b": entry(offsets=(12, 20))}, bytes(20)), "a gap or an overlap before tensor b"),
+    ],
+)
+def test_refused_with_the_reason(tmp_path, data, reason):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(FormatError, match=f"a.safetensors: .*{reason}"):
+        read_file(path)
+
+
+@pytest.mark.parametrize(
+    "index, reason",
+    [
+        ({}, "has no weight_map"),
+        ({"weight_map": {"a": "../secret"}}, "'../secret', which is not a plain file name"),
+        ({"weight_map": {"a": 5}}, "a file 5"),
+        ({"weight_map": {"a": ".."}}, "not a plain file name"),
+        ({"weight_map": {"a": "missing.safetensors"}}, "missing.safetensors: no such file"),
+        ({"weight_map": {"c": "shard.safetensors"}}, "shard.safetensors: lacks tensor c"),
+    ],
+)
+def test_indexes_refused_with_the_reason(tmp_path, index, reason):
+    (tmp_path / "shard.safetensors").write_bytes(safetensors_bytes({"a": ("F32", (1,), bytes(4))}))
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(FileError, match=reason):
+        open_checkpoint(tmp_path)
+
+
+def test_folders_without_a_checkpoint(tmp_path):
+    with pytest.raises(FileError, match="holds no safetensors checkpoint"):
+        open_checkpoint(tmp_path)
+    with pytest.raises(FileError, match="config.json: no such file"):
+        read_json(tmp_path / "config.json")
+
+
+def test_tensors_of_unknown_types_are_listed_and_not_read(tmp_path):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(safetensors_bytes({"a": ("F4", (4,), bytes(2)), "b": ("I64", (), bytes(8))}))
+    assert {name: tensor.dtype for name, tensor in read_file(path).items()} == {"a": "F4", "b": "I64"}
+
+
+def test_claims_of_a_header_allocate_nothing(tmp_path):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(file_of({"a": entry(shape=(1 << 40,), offsets=(0, 1 << 42))}))
+    tracemalloc.start()
+    with pytest.raises(FormatError, match="truncated"):
+        read_file(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20
+
+
+@pytest.fixture(scope="module")
+def fuzzed(tmp_path_factory):
+    return tmp_path_factory.mktemp("fuzz") / "a.safetensors"
+
+
+json_values = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(-5, 40), st.text(max_size=5)),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)),
+    max_leaves=8,
+)
+entries = st.fixed_dictionaries(
+    {
+        "dtype": st.one_of(st.sampled_from(["F32", "F16", "BF16", "I8", "F4"]), json_values),
+        "shape": st.one_of(st.lists(st.integers(0, 4), max_size=3), json_values),
+        "data_offsets": st.one_of(st.lists(st.integers(0, 32), min_size=2, max_size=2), json_values),
+    }
+)
+
+
+@given(
+    header=st.one_of(st.binary(max_size=60), json_values, st.dictionaries(st.text(max_size=3), entries, max_size=3)),
+    data=st.binary(max_size=40),
+)
+def test_any_bytes_give_tensors_inside_the_file_or_a_format_error(fuzzed, header, data):
+    content = file_of(header, data)
+    fuzzed.write_bytes(content)
+    try:
+        tensors = read_file(fuzzed)
+    except FormatError:
+        return
+    for tensor in tensors.values():
+        if len(tensor.shape) == 1 and tensor.dtype in ("F32", "F16", "BF16"):
+            assert tensor.rows(0, 1).shape == (1, *tensor.shape)

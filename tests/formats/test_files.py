@@ -1,0 +1,62 @@
+import os
+import stat
+
+import pytest
+
+from dllama.errors import FileError
+from dllama.formats.files import AtomicFile, open_regular
+
+
+def test_a_pipe_is_refused_without_waiting_for_a_writer(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FileError, match="pipe: not a regular file"):
+        open_regular(tmp_path / "pipe")
+
+
+@pytest.mark.parametrize("path, reason", [("a\0b", "not a path"), ("/dev/null", "not a regular file")])
+def test_paths_that_are_no_files(path, reason):
+    with pytest.raises(FileError, match=reason):
+        open_regular(path)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_without_permission(tmp_path):
+    (tmp_path / "a").touch(mode=0)
+    with pytest.raises(FileError, match="a: permission denied"):
+        open_regular(tmp_path / "a")
+
+
+def test_a_file_appears_when_it_is_complete(tmp_path):
+    path = tmp_path / "a"
+    with AtomicFile(path, 6) as file:
+        file.write(b"abc")
+        assert not path.exists()
+        file.write(memoryview(b"def"))
+    assert path.read_bytes() == b"abcdef"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_written_file_has_the_mode_of_any_new_file(tmp_path):
+    (tmp_path / "plain").touch()
+    with AtomicFile(tmp_path / "a", 0):
+        pass
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+
+
+def test_aborting_twice_or_after_the_end_changes_nothing(tmp_path):
+    file = AtomicFile(tmp_path / "a", 3)
+    file.abort()
+    file.abort()
+    assert list(tmp_path.iterdir()) == []
+    file = AtomicFile(tmp_path / "a", 3)
+    file.write(b"abc")
+    file.commit()
+    file.abort()
+    assert (tmp_path / "a").read_bytes() == b"abc"
+
+
+def test_a_name_as_long_as_names_may_be(tmp_path):
+    path = tmp_path / ("a" * 255)
+    with AtomicFile(path, 1) as file:
+        file.write(b"x")
+    assert path.read_bytes() == b"x"
