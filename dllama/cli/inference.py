@@ -13,25 +13,37 @@ from dllama.engine.sampler import SamplerSettings
 from dllama.formats.files import AtomicFile
 
 
-def _sampler_option(*names: str, help: str):
+def _sampler_option(*names: str, metavar: str, help: str):
     default = getattr(SamplerSettings, names[-1])
-    return click.option(*names, type=type(default), default=default, show_default=True, help=help)
+    return click.option(*names, type=type(default), default=default, metavar=metavar, show_default=True, help=help)
 
 
 SAMPLER_OPTIONS = (
-    _sampler_option("--temperature", "temperature", help="0 is greedy: always the likeliest token."),
-    _sampler_option("--topk", "--top-k", "top_k", help="Keep the K likeliest tokens; 0 keeps all."),
+    _sampler_option("--temperature", "temperature", metavar="T", help="0 is greedy: always the likeliest token."),
+    _sampler_option("--topk", "--top-k", "top_k", metavar="K", help="Keep the K likeliest tokens; 0 keeps all."),
     _sampler_option(
-        "--topp", "--top-p", "top_p", help="Keep the likeliest tokens that P is reached with; 1 keeps all."
+        "--topp",
+        "--top-p",
+        "top_p",
+        metavar="P",
+        help="Keep the likeliest tokens, until their probabilities reach P together; 1 keeps all.",
     ),
-    _sampler_option("--minp", "--min-p", "min_p", help="Keep tokens at least P times as likely as the likeliest."),
     _sampler_option(
-        "--repeat-penalty", "repetition_penalty", help="Above 1, makes tokens that occurred lately less likely."
+        "--minp", "--min-p", "min_p", metavar="P", help="Keep tokens at least P times as likely as the likeliest."
     ),
-    _sampler_option("--repeat-window", "repetition_window", help="How many of the last tokens are penalised."),
+    _sampler_option(
+        "--repeat-penalty",
+        "repetition_penalty",
+        metavar="X",
+        help="Above 1, makes tokens that occurred lately less likely.",
+    ),
+    _sampler_option(
+        "--repeat-window", "repetition_window", metavar="N", help="How many of the last tokens are penalised."
+    ),
     click.option(
         "--seed",
         type=int,
+        metavar="N",
         default=lambda: secrets.randbits(32),
         show_default="a new one",
         help="The same seed gives the same text.",
@@ -55,9 +67,16 @@ def sampler_settings(options: dict) -> SamplerSettings:
 
 
 @click.command()
-@click.option("--prompt", help="Text to continue.")
+@click.option("--prompt", metavar="TEXT", help="Text to continue.")
 @click.option("--prompt-file", metavar="FILE", help="Take it from a file; - is standard input.")
-@click.option("--steps", type=click.IntRange(min=1), default=256, show_default=True, help="Tokens to generate at most.")
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    default=256,
+    show_default=True,
+    metavar="N",
+    help="Tokens to generate at most.",
+)
 @click.option(
     "--max-seq-len",
     type=click.IntRange(min=1),

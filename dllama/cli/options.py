@@ -38,7 +38,7 @@ MODEL_OPTIONS = (
         show_default=True,
         help="Keys and values of past tokens: q80 takes about half the memory of f16.",
     ),
-    click.option("--nthreads", type=click.IntRange(min=1), metavar="N", help="Threads. [default: one for each core]"),
+    click.option("--nthreads", type=click.IntRange(1, 256), metavar="N", help="Threads. [default: one for each core]"),
 )
 
 

@@ -1,9 +1,6 @@
 """The memory of one sequence: keys and values of every layer, head and position it has seen."""
 
-import mmap
-
-import numpy as np
-
+from dllama.engine.pages import anonymous
 from dllama.formats import ModelConfig
 from dllama.kernels import tags
 from dllama.kernels.attention import cache_row_bytes
@@ -20,6 +17,6 @@ class KVCache:
         self.head_stride = capacity * cache_row_bytes(cache, config.head_dim)
         self.layer_stride = config.n_kv_heads * self.head_stride
         self.nbytes = 2 * config.n_layers * self.layer_stride
-        self._memory = np.frombuffer(mmap.mmap(-1, self.nbytes), np.uint8)  # pages appear when touched
+        self._memory = anonymous(self.nbytes, huge=False)
         self.keys = self._memory.ctypes.data
         self.values = self.keys + config.n_layers * self.layer_stride

@@ -1,10 +1,10 @@
 """A model's weights as the compiled stages see them: addresses of matrices, packed or as they are mapped."""
 
-import mmap
 from collections.abc import Callable
 
 import numpy as np
 
+from dllama.engine.pages import anonymous
 from dllama.engine.stages import LAYER
 from dllama.formats import ModelFile
 from dllama.kernels import tags
@@ -14,7 +14,6 @@ from dllama.kernels.team import Team
 MATRICES = ("q", "k", "v", "o", "w1", "w2", "w3")
 NORMS = ("attention_norm", "ffn_norm", "q_norm", "k_norm")
 ALIGN = 64
-HUGE_PAGE = 2 << 20
 
 
 class Weights:
@@ -50,17 +49,14 @@ class Weights:
         self.hidden_bytes = config.weight_type.row_bytes(config.hidden_dim)
 
     def _packing_room(self) -> np.ndarray:
-        """Zeroed memory for all matrices, aligned to ALIGN; pages appear when touched."""
+        """Memory for all matrices."""
         sizes = (
             -(-packed_bytes(self.tag, info.rows, info.columns) // ALIGN) * ALIGN
             for info in self._model.tensors()
             if info.name in MATRICES or info.name == "output"
         )
         self._total = sum(sizes)
-        memory = mmap.mmap(-1, self._total + HUGE_PAGE)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            memory.madvise(mmap.MADV_HUGEPAGE)
-        return np.frombuffer(memory, np.uint8)
+        return anonymous(self._total, huge=True)
 
     def _matrix(self, name: str, layer: int | None) -> int:
         raw = self._model.raw(name, layer)

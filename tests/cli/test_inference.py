@@ -175,6 +175,10 @@ def test_weights_of_another_type():
     assert "q40" in message and "f32" in message
 
 
+def test_kernels_that_do_not_exist():
+    assert fails(*GREEDY, DLLAMA_KERNELS="mmx").startswith("DLLAMA_KERNELS=mmx: no such kernels")
+
+
 def test_too_little_memory():
     message = fails(*GREEDY, DLLAMA_MEMORY_LIMIT="151000000")
     assert re.search(r"of memory needed .*\(\d+ bytes\), 151.0 MB available \(151000000 bytes\); ", message)

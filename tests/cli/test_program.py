@@ -35,6 +35,7 @@ def test_help_of_a_command_has_examples(name):
         (("info", "a", "--nodes", "0"), "'0' is not a list of positive numbers"),
         (("inference", "--prompt", "a", "--steps", "0"), "--steps"),
         (("inference", "--prompt", "a", "--nthreads", "none"), "--nthreads"),
+        (("inference", "--prompt", "a", "--nthreads", "100000"), "--nthreads"),
         (("inference", "--prompt", "a", "--temperature", "-1"), "temperature is -1.0: it must be 0 or more"),
         (("inference", "--prompt", "a", "--topp", "1.5"), "top_p is 1.5"),
         (("inference", "--prompt", "a", "--kv-float-type", "q4"), "'q4' is not one of 'f16', 'f32', 'q80'"),
