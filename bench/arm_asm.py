@@ -23,24 +23,18 @@ def pretend_arm() -> None:
     platform.machine = lambda: "aarch64"
 
 
-def assembly() -> dict[str, str]:
-    """Kernel, weight type and the most tokens it works on at once, as in "dot_rows q40 4", to its assembly."""
+def assembly() -> dict:
+    """The packed product: `rows` that it works on at once, and its `code` for each type of weights."""
     from numba import types
 
-    from dllama.kernels import dot, panel, tags
+    from dllama.kernels import packed, tags
 
-    found = {}
+    function, code = packed.multiply_packed, {}
     for tag in (tags.Q40, tags.Q80):
-        weight, act = tags.TagType(tag), tags.TagType(tags.Q80)
-        for function, tokens, fixed, integers in (
-            (dot.dot_rows, dot.TOKENS, (weight, act), 9),
-            (panel.dot_panels, panel.TILE, (weight,), 11),
-        ):
-            signature = fixed + (types.int64,) * integers
-            function.compile(signature)
-            code = function.overloads[signature].library.get_asm_str()
-            found[f"{function.__name__} {tag.name} {tokens}"] = code
-    return found
+        signature = (tags.TagType(tag), *(types.int64,) * 8)
+        function.compile(signature)
+        code[tag.name] = function.overloads[signature].library.get_asm_str()
+    return {"rows": packed.ROWS, "code": code}
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python -m bench.arm_mca                           # needs llvm-mca 16 or later, such as Debian's llvm-19
 
-Takes the kernels' own assembly from `bench.arm_asm`, finds the loops that run over the blocks of a row, and lets
+Takes the kernels' own assembly from `bench.arm_asm`, finds the loops of the packed product, and lets
 llvm-mca simulate them on a model of the CPU, every load served by the first cache. So it tells what the arithmetic
 allows, to hold against what the memory delivers. LLVM has no model of the Cortex-A76 and takes the older and narrower
 Cortex-A57's for it; the Neoverse N1, the A76's server form, has its own. The Pi 5 is given in both.
@@ -53,7 +53,6 @@ class Result:
 
     board: str
     model: str
-    kernel: str
     weights: str
     tokens: int
     instructions: int
@@ -66,7 +65,7 @@ class Result:
 # --- the loops ----------------------------------------------------------------------------------------------------
 
 
-def kernel_assembly(board: Board) -> dict[str, str]:
+def kernel_assembly(board: Board) -> dict:
     """What `bench.arm_asm` prints for the board's CPU."""
     environment = dict(os.environ, NUMBA_CPU_NAME=board.cpu, NUMBA_CPU_FEATURES=board.features)
     environment.pop("DLLAMA_KERNELS", None)
@@ -122,17 +121,17 @@ def cycles_per_turn(mca: str, model: str, loop: list[str]) -> float:
 
 
 def simulate(mca: str, board: Board) -> Iterator[Result]:
-    """The product loops of all kernels on all models of the board."""
-    for name, assembly in kernel_assembly(board).items():
-        kernel, weights, wide = name.split()
-        for pairs, loop in sorted(product_loops(board, assembly).items()):
-            tokens = min(pairs, int(wide))
+    """The product's loops on all models of the board."""
+    kernels = kernel_assembly(board)
+    for weights, code in kernels["code"].items():
+        for pairs, loop in sorted(product_loops(board, code).items()):
+            tokens = pairs // kernels["rows"]
+            stack = sum("[sp" in line for line in loop)
             for model in board.models:
                 cycles = cycles_per_turn(mca, model, loop) / pairs
-                stack = sum("[sp" in line for line in loop)
                 gb_s = BLOCK_BYTES[weights] / (cycles * tokens) * board.ghz
                 gop_s = 2 * VALUES / cycles * board.ghz
-                yield Result(board.name, model, kernel, weights, tokens, len(loop), stack, cycles, gb_s, gop_s)
+                yield Result(board.name, model, weights, tokens, len(loop), stack, cycles, gb_s, gop_s)
 
 
 # --- the tables ---------------------------------------------------------------------------------------------------
@@ -144,21 +143,22 @@ def print_decode(boards: dict[str, Board], results: list[Result]) -> None:
         board = boards[r.board]
         low, high = board.memory_gb_s
         memory = f"{low:g}" if low == high else f"{low:g}–{high:g}"
-        needed = " to ".join(dict.fromkeys(str(math.ceil(gb_s / r.core_gb_s)) for gb_s in board.memory_gb_s))
+        needed = "–".join(dict.fromkeys(str(math.ceil(gb_s / r.core_gb_s)) for gb_s in board.memory_gb_s))
         rates = (f"{r.core_gb_s:.1f}", f"{board.cores * r.core_gb_s:.1f}", memory, needed)
         rows.append((r.weights.upper(), r.board, r.model, f"{r.cycles:.1f}", *rates))
     print("\nOne token: GB/s of weights that the arithmetic keeps up with, against the memory's\n")
-    head = ("weights", "board", "model", "cycles a block", "a core", "all cores", "memory", "cores to fill it")
-    print_table(head, rows)
+    print_table(
+        ("weights", "board", "model", "cycles a block", "one core", "all cores", "memory", "cores to fill it"), rows
+    )
 
 
 def print_prefill(boards: dict[str, Board], results: list[Result]) -> None:
-    print("\nMany tokens: cycles for a block and a token, and billions of operations a second\n")
     rows = []
     for r in results:
         all_cores = boards[r.board].cores * r.core_gop_s
-        rows.append((r.kernel, r.weights.upper(), r.board, r.model, f"{r.cycles:.2f}", f"{all_cores:.0f}"))
-    print_table(("kernel", "weights", "board", "model", "cycles", "all cores"), rows)
+        rows.append((r.weights.upper(), r.board, r.model, r.tokens, f"{r.cycles:.1f}", f"{all_cores:.0f}"))
+    print("\nMany tokens: cycles for a block and a token, and billions of operations a second of all cores\n")
+    print_table(("weights", "board", "model", "tokens at once", "cycles", "GOP/s"), rows)
 
 
 def main() -> None:

@@ -1,10 +1,10 @@
 """Large language models over several weak devices.
 
-    from dllama import Llama, SamplerSettings
+from dllama import Llama, SamplerSettings
 
-    with Llama("model.m", "tokenizer.t") as llama:
-        for piece in llama.generate("Once upon a time", steps=64):
-            print(piece.text, end="", flush=True)
+with Llama("model.m", "tokenizer.t") as llama:
+    for piece in llama.generate("Once upon a time", steps=64):
+        print(piece.text, end="", flush=True)
 """
 
 import importlib

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
@@ -15,6 +19,9 @@ if TYPE_CHECKING:
 def _choice(*names: str) -> click.Choice:
     return click.Choice(names, case_sensitive=False)
 
+
+BAR_AFTER = 2.0
+"""Seconds after which loading shows how far it is."""
 
 MODEL_OPTIONS = (
     click.option("--model", metavar="FILE", help="Model file (.m). [default: the small embedded model]"),
@@ -68,16 +75,37 @@ def open_llama(
         raise click.UsageError("--tokenizer needs --model with it: the embedded model has a tokenizer of its own")
     from dllama import Llama
 
-    return Llama(
-        model,
-        tokenizer,
-        nthreads=nthreads,
-        context=context,
-        weights_float_type=weights_float_type,
-        buffer_float_type=buffer_float_type,
-        kv_float_type=kv_float_type,
-        notify=lambda line: click.echo(f"⏳ {line}", err=True),
-    )
+    with loading_bar() as progress:
+        return Llama(
+            model,
+            tokenizer,
+            nthreads=nthreads,
+            context=context,
+            weights_float_type=weights_float_type,
+            buffer_float_type=buffer_float_type,
+            kv_float_type=kv_float_type,
+            notify=lambda line: click.echo(f"⏳ {line}", err=True),
+            progress=progress,
+        )
+
+
+@contextmanager
+def loading_bar() -> Iterator[Callable[[int, int], None]]:
+    """A `progress(done, total)` that draws a bar on standard error once loading has taken longer than BAR_AFTER."""
+    start, bar = time.monotonic(), None
+
+    def progress(done: int, total: int) -> None:
+        nonlocal bar
+        if bar is None and time.monotonic() - start > BAR_AFTER:
+            bar = click.progressbar(length=total, label="loading weights", file=sys.stderr)
+        if bar is not None:
+            bar.update(done - bar.pos)
+
+    try:
+        yield progress
+    finally:
+        if bar is not None:
+            bar.render_finish()
 
 
 def open_model_file(model: str | None) -> ModelFile:

@@ -17,7 +17,7 @@ from dllama.engine.weights import Weights
 from dllama.errors import ModelError
 from dllama.formats import Activation, ModelFile, RopeType
 from dllama.kernels import dot, packed, tags
-from dllama.kernels.attention import cache_row_bytes
+from dllama.kernels.attention import HEADS, cache_row_bytes
 from dllama.kernels.elementwise import acts_stride
 from dllama.kernels.team import Team
 
@@ -150,12 +150,18 @@ class Forward:
         acts("q", c.q_dim)
         acts("hidden", c.hidden_dim)
 
-        row = 4 * padded(c.head_dim)
-        step["scores"] = -(-row // ALIGN) * ALIGN
-        step["scratch_stride"] = step["scores"] + -(-4 * (self.context + 16) // ALIGN) * ALIGN
+        head = 4 * padded(c.head_dim)
+        step["heads_out"] = _aligned(head)
+        step["scores"] = step["heads_out"] + _aligned(HEADS * head)
+        step["scores_stride"] = _aligned(4 * (self.context + 16))
+        step["scratch_stride"] = step["scores"] + HEADS * step["scores_stride"] + ALIGN
         scratch = self._zeros(self.team.nthreads * int(step["scratch_stride"]))
         step["scratch"] = scratch.ctypes.data
         self._buffers.append(scratch)
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // ALIGN) * ALIGN
 
 
 def _tiled(rows: int) -> int:

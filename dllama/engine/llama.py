@@ -23,7 +23,7 @@ LOGIT_ROWS = 32
 
 @dataclass(frozen=True)
 class Piece:
-    """One generated token and what it cost.
+    """One generated token and what it cost. The first one's inference is the prompt's, ``Llama.prefill_ms``.
 
     text: what it adds to the text, "" while a character is incomplete; generation_ms: all of it, the sampling too;
     inference_ms, transfer_ms: the forward pass, and waiting for other nodes in it; sent_bytes, received_bytes: by
@@ -45,7 +45,7 @@ class Llama:
     nthreads: None takes every CPU this process may use; context: positions to make room for, None the model's own;
     weights_float_type: if given, the model file must hold this type; buffer_float_type: "q80" or "f32", what enters
     the products; kv_float_type: "f16", "f32" or "q80", how keys and values are kept; notify: called with a line when
-    something takes long.
+    something takes long; progress: called with the bytes done and in all while weights are made ready.
 
     Raises FileError or FormatError for files that cannot be used, ModelError for a model and options that do not fit
     each other, OutOfMemoryError before loading what cannot fit, KernelError for kernels this CPU cannot run.
@@ -62,6 +62,7 @@ class Llama:
         buffer_float_type: str = "q80",
         kv_float_type: str = "f16",
         notify: Callable[[str], None] = lambda line: None,
+        progress: Callable[[int, int], None] = lambda done, total: None,
     ):
         start = time.perf_counter()
         if (model is None) != (tokenizer is None):
@@ -85,11 +86,12 @@ class Llama:
         memory.require(self.config, self.context, kv_type, self._model.path)
         self.nthreads = nthreads or usable_cpus()
         self.kernels = jit.ISA.name
-        if not jit.is_cached():
+        weight, act, cache = (tags.BY_NAME[name] for name in (self._weights_name, buffer_float_type, kv_float_type))
+        if not jit.is_compiled(weight, act, cache):
             notify(f"compiling the {self.kernels} kernels for this machine: once, up to half a minute")
         self._team = Team(self.nthreads)
-        act, cache = tags.BY_NAME[buffer_float_type], tags.BY_NAME[kv_float_type]
-        self._forward = Forward(self._model, self._team, act, cache, self.context)
+        self._forward = Forward(self._model, self._team, act, cache, self.context, progress)
+        jit.mark_compiled(weight, act, cache)
         self.prefill_ms = 0.0
         self.stop_reason: str | None = None
         self.load_ms = (time.perf_counter() - start) * 1e3
@@ -110,13 +112,14 @@ class Llama:
         self.stop_reason = None
         start = time.perf_counter()
         logits = self._prefill(sequence, tokens)
-        inference_ms = self.prefill_ms = (time.perf_counter() - start) * 1e3
+        self.prefill_ms = (time.perf_counter() - start) * 1e3
+        inference_ms = 0.0
         for produced in range(steps):
+            start = time.perf_counter()
             if produced:
                 if len(tokens) > self.context:
                     self.stop_reason = "context"
                     return
-                start = time.perf_counter()
                 logits = self._forward.forward([Row(sequence, len(tokens) - 1, tokens[-1])])[0]
                 inference_ms = (time.perf_counter() - start) * 1e3
             token = choose.sample(logits, tokens)
@@ -166,8 +169,12 @@ class Llama:
             logits = self._forward.forward(rows, [len(rows) - 1] if is_last else [])
         return logits[0]
 
+    @property
+    def _weights_name(self) -> str:
+        return self.config.weight_type.name.lower()
+
     def _check_types(self, weights: str | None, buffer: str, kv: str) -> None:
-        held = self.config.weight_type.name.lower()
+        held = self._weights_name
         if weights is not None and weights.lower() != held:
             raise ModelError(
                 f"{self._model.path}: its weights are {held}, not {weights}; convert it again for another type"

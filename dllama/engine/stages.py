@@ -11,9 +11,9 @@ All sizes and addresses come in one record, so that a call costs little: see ``S
 
 import numpy as np
 
-from dllama.kernels.attention import attention_scores, attention_values
+from dllama.kernels.attention import HEADS, attend
 from dllama.kernels.dot import multiply_rows
-from dllama.kernels.elementwise import add, copy, floats, gelu_times, rms_norm, silu_times, softmax, to_acts, to_cache
+from dllama.kernels.elementwise import add, copy, floats, gelu_times, rms_norm, silu_times, to_acts, to_cache
 from dllama.kernels.jit import jit
 from dllama.kernels.packed import ROWS, multiply_packed, uses_packed
 from dllama.kernels.team import meet, take
@@ -37,7 +37,7 @@ STEP = _record(
     dim_acts q_acts hidden_acts dim_stride q_stride hidden_stride
     x_stride qkv_stride queries_stride attention_stride hidden_row_stride logits_stride
     cos sin rope_stride
-    scratch scratch_stride scores
+    scratch scratch_stride heads_out scores scores_stride
     final_norm output
     cache_row
     """,
@@ -51,7 +51,8 @@ of the node's queries and of its hidden values.
 x: residual stream; y: this node's part of a segment's output, and after the exchange the sum of all;
 qkv: queries, keys and values as the products leave them, each part padded to 32 values; queries: after rope, each
 head padded; hidden: gate, then up, each padded; *_acts: inputs of the products; cos, sin: [rows, head_dim / 2].
-scratch: each thread's own memory: a row of floats, then at the offset ``scores`` a float for every position.
+scratch: each thread's own memory: a padded head; at the offset ``heads_out`` HEADS of them; at ``scores`` what
+``attend`` asks for.
 cache_row: bytes of a head's key or value at one position.
 """
 
@@ -271,22 +272,24 @@ def _attend(thread, base, cache, s, rows, index):
     group = s.heads // s.kv_heads
     padded = _padded(s.head_dim)
     scratch = s.scratch + thread * s.scratch_stride
-    scores = scratch + s.scores
-    scale = np.float32(1) / np.sqrt(np.float32(s.head_dim))
+    out = scratch + s.heads_out
     item = take(s.sync, base)
     while item < s.rows * s.kv_heads:
         r, g = s.rows - 1 - item // s.kv_heads, item % s.kv_heads
         row = rows[r]
         place = index * row.layer_stride + g * row.head_stride
         past = row.position + 1
-        for h in range(g * group, (g + 1) * group):
-            query = s.queries + r * s.queries_stride + h * 4 * padded
-            attention_scores(cache, query, row.keys + place, s.cache_row, past, s.head_dim, scale, scores)
-            total = softmax(scores, past)
-            attention_values(
-                cache, scores, row.values + place, s.cache_row, past, s.head_dim, np.float32(1) / total, scratch
-            )
-            copy(s.attention + r * s.attention_stride + 4 * h * s.head_dim, scratch, 4 * s.head_dim)
+        h, end = g * group, (g + 1) * group
+        while h < end:
+            heads = HEADS if end - h >= HEADS else 1
+            attend(
+                cache, s.queries + r * s.queries_stride + h * 4 * padded, 4 * padded, heads, row.keys + place,
+                row.values + place, s.cache_row, past, s.head_dim, scratch + s.scores, s.scores_stride, out,
+            )  # fmt: skip
+            for i in range(heads):
+                target = s.attention + r * s.attention_stride + 4 * (h + i) * s.head_dim
+                copy(target, out + i * 4 * padded, 4 * s.head_dim)
+            h += heads
         item = take(s.sync, base)
     meet(s.sync, s.threads)
     return base + s.rows * s.kv_heads + s.threads

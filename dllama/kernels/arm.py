@@ -2,7 +2,7 @@
 
 from llvmlite import ir
 
-from dllama.kernels.emit import I16, I32, const, vec
+from dllama.kernels.emit import I8, I16, I32, const, vec
 from dllama.kernels.isa import HalfInHardware, Isa, Product
 
 
@@ -56,8 +56,13 @@ class _Arm(HalfInHardware, Isa):
     tile_tokens = 4
     tile_vectors = 2
 
+    def quads(self, e, address):
+        """Two loads, and then lanes of them, which the products can name: fewer loads than eight broadcasts."""
+        halves = [e.bitcast(e.load(vec(I8, 16), address, first), vec(I32, 4)) for first in (0, 16)]
+        return [e.bitcast(e.pick(h, [i] * 4), vec(I8, 16)) for h in halves for i in range(4)]
+
     def pause(self, e):
-        e.call("llvm.aarch64.hint", ir.VoidType(), const(I32, 1))  # yield
+        e.call("llvm.aarch64.isb", ir.VoidType(), const(I32, 15))  # yield does nothing on Cortex-A
 
 
 class NeonDotprod(_Arm):

@@ -48,13 +48,16 @@ def features() -> frozenset[str]:
         return frozenset(f[1:] for f in config.CPU_FEATURES.split(",") if f.startswith("+"))
     if config.CPU_NAME == "generic":
         return frozenset()
-    found = {name for name, there in llvm.get_host_cpu_features().items() if there}
-    if machine() == "aarch64":
-        found |= _arm_capabilities()
-    return frozenset(found)
+    return _host_features() | _arm_capabilities()
+
+
+def _host_features() -> frozenset[str]:
+    return frozenset(name for name, there in llvm.get_host_cpu_features().items() if there)
 
 
 def _arm_capabilities() -> set[str]:
+    if machine() != "aarch64":
+        return set()
     if platform.system() == "Darwin":
         return {"neon", "dotprod"}  # every Apple silicon CPU has both
     try:
@@ -73,7 +76,10 @@ def select() -> str:
     there = features()
     if not forced:
         ours = (name for name in REQUIREMENTS if MACHINES.get(name, machine()) == machine())
-        return next(name for name in ours if there.issuperset(REQUIREMENTS[name]))
+        best = next(name for name in ours if there.issuperset(REQUIREMENTS[name]))
+        if config.CPU_FEATURES is None and not _host_features().issuperset(REQUIREMENTS[best]):
+            _compile_for(best)  # LLVM does not know what the system does, and would abort over the instructions
+        return best
     if forced not in REQUIREMENTS:
         raise KernelError(f"DLLAMA_KERNELS={forced}: no such kernels; choose one of {', '.join(REQUIREMENTS)}")
     missing = [f for f in REQUIREMENTS[forced] if f not in there]
@@ -82,5 +88,9 @@ def select() -> str:
     if missing:
         raise KernelError(f"DLLAMA_KERNELS={forced}: this CPU lacks {', '.join(missing)}")
     if config.CPU_FEATURES is None:
-        config.CPU_NAME, config.CPU_FEATURES = FORCED_CPU[forced]
+        _compile_for(forced)
     return forced
+
+
+def _compile_for(name: str) -> None:
+    config.CPU_NAME, config.CPU_FEATURES = FORCED_CPU[name]

@@ -54,6 +54,10 @@ class Isa:
     nibbles = Product(signed=False)
     int8 = Product(signed=True)
 
+    def quads(self, e, address):
+        """The 8 groups of four neighbouring int8 at an address, each in all lanes of a vector."""
+        return [bytes_of(e, e.load(I32, address, 4 * i), self.vector) for i in range(8)]
+
     def half_to_float(self, e, half_bits):
         """int16 lanes holding IEEE half bits → float32 lanes, without an instruction for it.
 

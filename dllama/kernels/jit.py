@@ -15,6 +15,7 @@ import numba
 from numba.core import config
 
 from dllama.kernels import arm, cpu, isa, x86
+from dllama.kernels.tags import Tag
 
 _ISAS = {kind.name: kind for kind in (x86.Avx512, x86.Avx2, arm.NeonDotprod, arm.Neon, isa.Isa)}
 
@@ -42,9 +43,19 @@ def _cache_folder() -> Path:
 CACHE = _cache_folder()
 
 
-def is_cached() -> bool:
-    """Whether compiled kernels lie in the cache, so that a start need not compile."""
-    return any(CACHE.rglob("*.nbc"))
+def is_compiled(*formats: Tag) -> bool:
+    """Whether the kernels for these formats (weights, activations, KV cache) lie in the cache."""
+    return _marker(formats).exists()
+
+
+def mark_compiled(*formats: Tag) -> None:
+    """Notes that they do."""
+    if CACHE.is_dir():
+        _marker(formats).touch()
+
+
+def _marker(formats: tuple[Tag, ...]) -> Path:
+    return CACHE / ("-".join(tag.name for tag in formats) + ".compiled")
 
 
 def jit(function=None, *, inline=False):

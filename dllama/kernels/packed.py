@@ -18,7 +18,6 @@ from numba import types
 
 from dllama.kernels import tags
 from dllama.kernels.emit import F32, I1, I8, I16, I32, I64, const, emitted, vec
-from dllama.kernels.isa import bytes_of
 from dllama.kernels.jit import ISA, jit
 from dllama.kernels.team import take
 
@@ -102,19 +101,20 @@ def _tile(tokens):
             acts = [e.at(row, e.mul(block, const(I64, ACT_BYTES))) for row in rows]
             states = [[product.begin(e, _start(e, weight, act)) for _ in vectors] for act in acts]
 
-            def accumulate(weights, place, acts=acts, states=states):
-                for act, state in zip(acts, states, strict=True):
-                    quad = bytes_of(e, e.load(I32, act, place), ISA.vector)
+            quads = [ISA.quads(e, act) for act in acts]
+
+            def accumulate(weights, index, quads=quads, states=states):
+                for quad, state in zip(quads, states, strict=True):
                     for v in vectors:
-                        state[v] = product.accumulate(e, state[v], weights[v], quad)
+                        state[v] = product.accumulate(e, state[v], weights[v], quad[index])
 
             for quad in range((weight.nbytes - 2) // 4):
                 stored = [e.load(whole, group, ROWS * (2 + 4 * quad) + ISA.vector * v) for v in vectors]
                 if weight is tags.Q40:
-                    accumulate([e.and_(s, const(whole, 15)) for s in stored], 4 * quad)
-                    accumulate([e.lshr(s, const(whole, 4)) for s in stored], 16 + 4 * quad)
+                    accumulate([e.and_(s, const(whole, 15)) for s in stored], quad)
+                    accumulate([e.lshr(s, const(whole, 4)) for s in stored], 4 + quad)
                 else:
-                    accumulate(stored, 4 * quad)
+                    accumulate(stored, quad)
             for v in vectors:
                 scale = ISA.half_to_float(e, e.load(vec(I16, LANES), group, 2 * LANES * v))
                 for act, state, total in zip(acts, states, sums, strict=True):

@@ -13,9 +13,19 @@ from dllama.errors import FileError
 # "He has <<3*4=12>>12 apples": the calculator's notes repeat what the text says next to them.
 CALCULATOR_NOTE = re.compile(r"<<.*?>>")
 # Typographic variants of ASCII signs, which would each cost a token and teach nothing.
-ASCII_FORMS = str.maketrans({
-    "’": "'", "‘": "'", "“": '"', "”": '"', "−": "-", "–": "-", "\u00a0": " ", "\u2028": "\n", "\u200b": "",
-})
+ASCII_FORMS = str.maketrans(
+    {
+        "’": "'",
+        "‘": "'",
+        "“": '"',
+        "”": '"',
+        "−": "-",
+        "–": "-",
+        "\u00a0": " ",
+        "\u2028": "\n",
+        "\u200b": "",
+    }
+)
 
 
 def read_problems(path: Path) -> list[str]:
@@ -51,10 +61,18 @@ def train_vocabulary(texts: list[str], vocab_size: int) -> bytes:
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(texts), model_writer=model, vocab_size=vocab_size,
-            model_type="bpe", byte_fallback=True, split_digits=True, user_defined_symbols=["\n"],
-            normalization_rule_name="identity", remove_extra_whitespaces=False, allow_whitespace_only_pieces=True,
-            max_sentence_length=1 << 20, minloglevel=2,
+            sentence_iterator=iter(texts),
+            model_writer=model,
+            vocab_size=vocab_size,
+            model_type="bpe",
+            byte_fallback=True,
+            split_digits=True,
+            user_defined_symbols=["\n"],
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True,
+            max_sentence_length=1 << 20,
+            minloglevel=2,
         )
     except RuntimeError as error:
         raise ValueError(f"no vocabulary of {vocab_size} pieces: {str(error).splitlines()[-1].strip()}") from None

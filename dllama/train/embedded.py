@@ -54,22 +54,35 @@ def report(out: Path, texts: list[str], vocabulary: sentencepiece.SentencePieceP
     """Perplexity of the model in ``out``, in float32, on each problem of ``texts`` that its context holds.
     Raises ValueError when it holds none."""
     model = LlamaForCausalLM.from_pretrained(out, dtype=torch.float32)
-    fits = [(text, ids) for text, ids in zip(texts, encode(texts, vocabulary), strict=True)
-            if len(ids) <= model.config.max_position_embeddings]
+    fits = [
+        (text, ids)
+        for text, ids in zip(texts, encode(texts, vocabulary), strict=True)
+        if len(ids) <= model.config.max_position_embeddings
+    ]
     if not fits:
         raise ValueError(f"no test problem fits the context of {model.config.max_position_embeddings} tokens")
     nats, tokens = negative_log_likelihood(model, [ids for _, ids in fits], batch, bf16=False)
     n_bytes = sum(len(text.encode()) for text, _ in fits)
     per_token, per_byte = (torch.tensor(nats / n).exp().item() for n in (tokens, n_bytes))
-    return (f"test: {len(fits)} of {len(texts)} problems fit the context; {tokens} tokens, {n_bytes} bytes; "
-            f"perplexity {per_token:.3f} per token, {per_byte:.4f} per byte")
+    return (
+        f"test: {len(fits)} of {len(texts)} problems fit the context; {tokens} tokens, {n_bytes} bytes; "
+        f"perplexity {per_token:.3f} per token, {per_byte:.4f} per byte"
+    )
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--data", type=click.Path(path_type=Path), default="../shared/data",
-              help="Folder with gsm8k_train.jsonl and gsm8k_test.jsonl.")
-@click.option("--out", type=click.Path(path_type=Path), required=True,
-              help="Folder to write: config.json, model.safetensors, tokenizer.model, checkpoint.pt.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    default="../shared/data",
+    help="Folder with gsm8k_train.jsonl and gsm8k_test.jsonl.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder to write: config.json, model.safetensors, tokenizer.model, checkpoint.pt.",
+)
 @click.option("--minutes", type=click.FloatRange(min=0.01), default=90, help="How long to train.")
 @click.option("--steps", type=click.IntRange(min=1), help="Train this many steps instead; repeats exactly.")
 @click.option("--resume", is_flag=True, help="Continue from OUT/checkpoint.pt.")
@@ -88,8 +101,28 @@ def report(out: Path, texts: list[str], vocabulary: sentencepiece.SentencePieceP
 @click.option("--dropout", type=click.FloatRange(0, 0.9), default=0.05)
 @click.option("--precision", type=click.Choice(["bf16", "f32"]), default="bf16", help="Of the products in training.")
 @click.option("--seed", type=int, default=2)
-def main(data, out, minutes, steps, resume, save_every, vocab_size, dim, hidden_dim, layers, heads, kv_heads, head_dim,
-         context, batch, learning_rate, weight_decay, dropout, precision, seed):
+def main(
+    data,
+    out,
+    minutes,
+    steps,
+    resume,
+    save_every,
+    vocab_size,
+    dim,
+    hidden_dim,
+    layers,
+    heads,
+    kv_heads,
+    head_dim,
+    context,
+    batch,
+    learning_rate,
+    weight_decay,
+    dropout,
+    precision,
+    seed,
+):
     """Train a small LLaMA on GSM8K and report its perplexity on the test problems.
 
     The default shape has eight groups of heads, each as wide as two blocks of 32 weights, so that up to eight nodes
@@ -114,15 +147,32 @@ def main(data, out, minutes, steps, resume, save_every, vocab_size, dim, hidden_
 
         torch.manual_seed(seed)
         config = LlamaConfig(
-            vocab_size=vocab_size, hidden_size=dim, intermediate_size=hidden_dim, num_hidden_layers=layers,
-            num_attention_heads=heads, num_key_value_heads=kv_heads, head_dim=head_dim,
-            max_position_embeddings=context, rms_norm_eps=1e-5, tie_word_embeddings=True,
-            bos_token_id=vocabulary.bos_id(), eos_token_id=vocabulary.eos_id(),
+            vocab_size=vocab_size,
+            hidden_size=dim,
+            intermediate_size=hidden_dim,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=kv_heads,
+            head_dim=head_dim,
+            max_position_embeddings=context,
+            rms_norm_eps=1e-5,
+            tie_word_embeddings=True,
+            bos_token_id=vocabulary.bos_id(),
+            eos_token_id=vocabulary.eos_id(),
         )
         model = build_model(config, dropout).train()
         budget = Budget(steps, True) if steps else Budget(60 * minutes, False)
-        trainer = Trainer(model, documents, budget, seed=seed, batch=batch, length=context,
-                          learning_rate=learning_rate, weight_decay=weight_decay, bf16=precision == "bf16")
+        trainer = Trainer(
+            model,
+            documents,
+            budget,
+            seed=seed,
+            batch=batch,
+            length=context,
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            bf16=precision == "bf16",
+        )
         if resume:
             trainer.restore(out / "checkpoint.pt")
         click.echo(f"{model.num_parameters():,} weights; {sum(map(len, documents)):,} tokens in an epoch")

@@ -135,9 +135,14 @@ class Trainer:
     def save(self, path: Path) -> None:
         """Everything that a resumed run needs, in one file that is replaced whole."""
         state = {
-            "model": self.model.state_dict(), "optimizers": [o.state_dict() for o in self.optimizers],
-            "used": self.budget.used, "step": self.step, "epoch": self.epoch, "next_batch": self.next_batch,
-            "best": self.best, "random": torch.get_rng_state(),
+            "model": self.model.state_dict(),
+            "optimizers": [o.state_dict() for o in self.optimizers],
+            "used": self.budget.used,
+            "step": self.step,
+            "epoch": self.epoch,
+            "next_batch": self.next_batch,
+            "best": self.best,
+            "random": torch.get_rng_state(),
         }
         partial = path.with_suffix(".partial")
         torch.save(state, partial)
@@ -162,8 +167,13 @@ def train(trainer: Trainer, validation: list, out: Path, save_every: float) -> N
     """Runs the budget out. Every ``save_every`` seconds and at the end it saves a checkpoint, and writes the model
     to ``out`` when the loss on ``validation`` is the lowest so far."""
     budget, saved_at = trainer.budget, time.monotonic()
-    bar = tqdm(total=round(budget.limit), initial=round(budget.used), unit="step" if budget.in_steps else "s",
-               desc="training", mininterval=2)
+    bar = tqdm(
+        total=round(budget.limit),
+        initial=round(budget.used),
+        unit="step" if budget.in_steps else "s",
+        desc="training",
+        mininterval=2,
+    )
     while budget.share < 1.0:
         loss = trainer.train_step()
         bar.update(min(round(budget.used), bar.total) - bar.n)
@@ -175,7 +185,9 @@ def train(trainer: Trainer, validation: list, out: Path, save_every: float) -> N
             trainer.best = nats / tokens
             trainer.model.save_pretrained(out)
         trainer.save(out / "checkpoint.pt")
-        tqdm.write(f"step {trainer.step} epoch {trainer.epoch} train {loss:.3f} "
-                   f"validation {nats / tokens:.4f} best {trainer.best:.4f} nats/token")
+        tqdm.write(
+            f"step {trainer.step} epoch {trainer.epoch} train {loss:.3f} "
+            f"validation {nats / tokens:.4f} best {trainer.best:.4f} nats/token"
+        )
         saved_at = time.monotonic()
     bar.close()

@@ -1,0 +1,283 @@
+"""The kernels as functions of arrays: what the tests call, and the one place that knows the kernels' own signatures.
+
+Every array that a kernel writes to lies between two guards, and writing outside it is an error.
+"""
+
+from contextlib import contextmanager
+
+import numpy as np
+
+from dllama.formats import FloatType, dequantize, quantize
+from dllama.kernels import attention, dot, elementwise, packed, tags
+from dllama.kernels.emit import I16, I64, const, emitted, vec
+from dllama.kernels.jit import ISA, jit
+from dllama.kernels.team import Team
+
+GUARD = 256
+FILL = 0xA5
+
+
+@contextmanager
+def room(nbytes: int, misaligned: int = 0):
+    """uint8 [nbytes] to be written, zeroed, ``misaligned`` bytes off a boundary of 64; its guards are checked."""
+    memory = np.full(nbytes + 2 * GUARD + 64, FILL, np.uint8)
+    start = GUARD - (memory.ctypes.data + GUARD) % 64 + 64 - (64 - misaligned if misaligned else 64)
+    start += 64 if start < GUARD else 0
+    memory[start : start + nbytes] = 0
+    yield memory[start : start + nbytes]
+    assert (memory[:start] == FILL).all(), "written before its room"
+    assert (memory[start + nbytes :] == FILL).all(), "written past its room"
+
+
+def padded(n: int, multiple: int = 32) -> int:
+    return -(-n // multiple) * multiple
+
+
+def pad(x) -> np.ndarray:
+    """Rows of float32, padded with zeros to a multiple of 32 values."""
+    x = np.atleast_2d(np.asarray(x, np.float32))
+    out = np.zeros((len(x), padded(x.shape[1])), np.float32)
+    out[:, : x.shape[1]] = x
+    return out
+
+
+def float_type(tag: tags.Tag) -> FloatType:
+    return FloatType.parse(tag.name)
+
+
+# Numba functions around the emitted ones, which only compiled code can call.
+
+
+@jit
+def _rms_norm(x, weight, out, n, epsilon):
+    elementwise.rms_norm(x, weight, out, n, epsilon)
+
+
+@jit
+def _silu_times(gate, up, n):
+    elementwise.silu_times(gate, up, n)
+
+
+@jit
+def _gelu_times(gate, up, n):
+    elementwise.gelu_times(gate, up, n)
+
+
+@jit
+def _add(x, y, n):
+    elementwise.add(x, y, n)
+
+
+@jit
+def _softmax(scores, n):
+    return elementwise.softmax(scores, n)
+
+
+@jit
+def _to_acts(weight, act, x, out, first, last):
+    elementwise.to_acts(weight, act, x, out, first, last)
+
+
+@jit
+def _to_cache(cache, x, out, n):
+    elementwise.to_cache(cache, x, out, n)
+
+
+@emitted()
+def _exp_16(e, x, out):
+    e.store(elementwise.exp(e, e.load(elementwise.SIXTEEN, x)), out)
+
+
+@jit
+def _exp(x, out, n):
+    for i in range(0, 4 * n, 64):
+        _exp_16(x + i, out + i)
+
+
+def _converters(lanes):
+    """Half to float and back, ``lanes`` at a time."""
+    halves, floats = vec(I16, lanes), vec(elementwise.F32, lanes)
+
+    @emitted()
+    def widen(e, halves_at, floats_at, index):
+        half = e.load(halves, halves_at, e.mul(index, const(I64, 2 * lanes)))
+        e.store(ISA.half_to_float(e, half), floats_at, e.mul(index, const(I64, 4 * lanes)))
+
+    @emitted()
+    def narrow(e, floats_at, halves_at, index):
+        value = e.load(floats, floats_at, e.mul(index, const(I64, 4 * lanes)))
+        e.store(ISA.float_to_half(e, value), halves_at, e.mul(index, const(I64, 2 * lanes)))
+
+    @jit
+    def widen_all(source, target, count):
+        for i in range(count):
+            widen(source, target, i)
+
+    @jit
+    def narrow_all(source, target, count):
+        for i in range(count):
+            narrow(source, target, i)
+
+    return widen_all, narrow_all
+
+
+CONVERTERS = {lanes: _converters(lanes) for lanes in sorted({packed.LANES, 16})}
+
+
+def half_to_float(half: np.ndarray, lanes: int) -> np.ndarray:
+    """float16 [n] → float32 [n]; n a multiple of ``lanes``."""
+    with room(4 * len(half)) as out:
+        CONVERTERS[lanes][0](half.ctypes.data, out.ctypes.data, len(half) // lanes)
+    return out.view(np.float32)
+
+
+def float_to_half(values: np.ndarray, lanes: int) -> np.ndarray:
+    """float32 [n] → float16 [n]; n a multiple of ``lanes``."""
+    with room(2 * len(values)) as out:
+        CONVERTERS[lanes][1](values.ctypes.data, out.ctypes.data, len(values) // lanes)
+    return out.view(np.float16)
+
+
+def exp(x: np.ndarray) -> np.ndarray:
+    """float32 [n], n a multiple of 16."""
+    with room(x.nbytes) as out:
+        _exp(x.ctypes.data, out.ctypes.data, len(x))
+    return out.view(np.float32)
+
+
+def rms_norm(x: np.ndarray, weight: np.ndarray, epsilon: float) -> np.ndarray:
+    rows, weights = pad(x), pad(weight)
+    with room(rows.nbytes, misaligned=4) as out:
+        _rms_norm(rows.ctypes.data, weights.ctypes.data, out.ctypes.data, x.size, epsilon)
+    return out.view(np.float32)
+
+
+def in_place(function, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """One of add, silu_times and gelu_times, which change their first argument; the result with its padding."""
+    rows, others = pad(x), pad(y)
+    with room(rows.nbytes, misaligned=8) as out:
+        out.view(np.float32)[:] = rows[0]
+        function(out.ctypes.data, others.ctypes.data, x.size)
+    return out.view(np.float32)
+
+
+def add(x, y):
+    return in_place(_add, x, y)
+
+
+def silu_times(gate, up):
+    return in_place(_silu_times, gate, up)
+
+
+def gelu_times(gate, up):
+    return in_place(_gelu_times, gate, up)
+
+
+def softmax(scores: np.ndarray) -> tuple[np.ndarray, float]:
+    """exp(scores - max), and their sum."""
+    with room(4 * padded(len(scores), 16), misaligned=4) as out:
+        values = out.view(np.float32)
+        values[:] = np.nan
+        values[: len(scores)] = scores
+        total = _softmax(out.ctypes.data, len(scores))
+    return values[: len(scores)], total
+
+
+def to_acts(weight: tags.Tag, act: tags.Tag, x: np.ndarray, parts: int = 1) -> np.ndarray:
+    """Rows as the products take them, uint8 [tokens, stride]; converted in ``parts`` steps of some blocks each."""
+    rows = pad(x)
+    blocks, stride = rows.shape[1] // 32, elementwise.acts_stride(weight, act, x.shape[1])
+    with room(len(rows) * stride) as out:
+        for i, row in enumerate(rows):
+            for part in range(parts):
+                first, last = blocks * part // parts, blocks * (part + 1) // parts
+                _to_acts(weight, act, row.ctypes.data, out.ctypes.data + i * stride, first, last)
+    return out.reshape(len(rows), stride)
+
+
+def act_blocks(acts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Packed acts [tokens, stride] → int8 [tokens, blocks, 32], scales float32 and sums int32 [tokens, blocks]."""
+    blocks = acts.reshape(len(acts), -1, packed.ACT_BYTES)
+    scales, sums = blocks[..., packed.ACT_SCALE :][..., :4], blocks[..., packed.ACT_SUM :][..., :4]
+    return (
+        blocks[..., :32].view(np.int8),
+        np.ascontiguousarray(scales).view(np.float32)[..., 0],
+        np.ascontiguousarray(sums).view(np.int32)[..., 0],
+    )
+
+
+def acts_of(ints: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """The opposite of ``act_blocks``: any int8 [tokens, blocks, 32] and float32 [tokens, blocks] as packed acts."""
+    out = np.zeros((*scales.shape, packed.ACT_BYTES), np.uint8)
+    out[..., :32] = ints.view(np.uint8)
+    out[..., packed.ACT_SCALE : packed.ACT_SUM] = scales.astype("<f4")[..., None].view(np.uint8)
+    sums = -8 * ints.astype(np.int32).sum(-1)
+    out[..., packed.ACT_SUM :] = sums.astype("<i4")[..., None].view(np.uint8)
+    return out.reshape(len(ints), -1)
+
+
+def multiply_packed(team: Team, weight: tags.Tag, raw: np.ndarray, columns: int, acts: np.ndarray) -> np.ndarray:
+    """Stored blocks [rows, row_bytes] are packed by a team and multiplied with packed acts: float32 [tokens, rows]."""
+    rows, tokens = len(raw), len(acts)
+    groups, tiles = padded(rows, packed.ROWS) // packed.ROWS, padded(tokens, packed.TOKENS)
+    tiled = np.zeros((tiles, acts.shape[1]), np.uint8)
+    tiled[:tokens] = acts
+    stride = 4 * groups * packed.ROWS
+    with room(packed.packed_bytes(weight, rows, columns)) as target, room(tiles * stride) as out:
+        team.run(
+            packed.pack, team.sync, weight, raw.ctypes.data, raw.strides[0], rows, columns, target.ctypes.data
+        )
+        packed.multiply_packed(
+            weight, target.ctypes.data, groups, columns, tiled.ctypes.data, tiled.strides[0], tokens,
+            out.ctypes.data, stride,
+        )  # fmt: skip
+    result = out.view(np.float32).reshape(tiles, -1)
+    assert not result[:tokens, rows:].any(), "rows of padding give zeros"
+    return result[:tokens, :rows]
+
+
+def multiply_rows(weight: tags.Tag, raw: np.ndarray, columns: int, x: np.ndarray) -> np.ndarray:
+    """Stored rows [rows, row_bytes], any stride, times rows of floats [tokens, columns]: float32 [tokens, rows]."""
+    rows, tokens = len(raw), len(x)
+    tiles = padded(tokens, dot.TOKENS) if tokens > 1 else 1
+    tiled = np.zeros((tiles, padded(columns)), np.float32)
+    tiled[:tokens] = pad(x)
+    with room(tiles * 4 * rows, misaligned=4) as out:
+        dot.multiply_rows(
+            weight, raw.ctypes.data, raw.strides[0], rows, columns, tiled.ctypes.data, tiled.strides[0], tokens,
+            out.ctypes.data, 4 * rows,
+        )  # fmt: skip
+    return out.view(np.float32).reshape(tiles, rows)[:tokens]
+
+
+def to_cache(cache: tags.Tag, x: np.ndarray) -> np.ndarray:
+    """Rows [positions, head_dim] as the KV cache holds them: uint8 [positions, cache_row_bytes]."""
+    rows, nbytes = pad(x), attention.cache_row_bytes(cache, x.shape[1])
+    with room(len(rows) * nbytes) as out:
+        for i, row in enumerate(rows):
+            _to_cache(cache, row.ctypes.data, out.ctypes.data + i * nbytes, rows.shape[1])
+    return out.reshape(len(rows), nbytes)
+
+
+def from_cache(cache: tags.Tag, rows: np.ndarray, head_dim: int) -> np.ndarray:
+    """The float32 values of cache rows."""
+    return dequantize(rows, float_type(cache), padded(head_dim))[:, :head_dim]
+
+
+def attend(cache: tags.Tag, queries: np.ndarray, keys: np.ndarray, values: np.ndarray, head_dim: int) -> np.ndarray:
+    """Attention of queries [heads, head_dim], heads 1 or HEADS, over cache rows: float32 [heads, head_dim]."""
+    rows = pad(queries)
+    heads, positions = len(queries), len(keys)
+    scores_stride = padded(4 * (positions + 16), 64)
+    with room(rows.nbytes) as out, room(attention.HEADS * scores_stride + 4 * attention.HEADS) as scores:
+        attention.attend(
+            cache, rows.ctypes.data, rows.strides[0], heads, keys.ctypes.data, values.ctypes.data, keys.strides[0],
+            positions, head_dim, scores.ctypes.data, scores_stride, out.ctypes.data,
+        )  # fmt: skip
+    return out.view(np.float32).reshape(heads, -1)[:, :head_dim]
+
+
+def stored(tag: tags.Tag, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """float32 [rows, n] as the bytes of a model file, and the float64 values that these stand for."""
+    raw = quantize(values, float_type(tag))
+    return raw, dequantize(raw, float_type(tag), values.shape[1]).astype(np.float64)
