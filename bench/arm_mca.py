@@ -2,10 +2,10 @@
 
     python -m bench.arm_mca                           # needs llvm-mca 16 or later, such as Debian's llvm-19
 
-Takes the kernels' own assembly from `bench.arm_asm`, finds the loops of the packed product, and lets
-llvm-mca simulate them on a model of the CPU, every load served by the first cache. So it tells what the arithmetic
-allows, to hold against what the memory delivers. LLVM has no model of the Cortex-A76 and takes the older and narrower
-Cortex-A57's for it; the Neoverse N1, the A76's server form, has its own. The Pi 5 is given in both.
+Takes the kernels' own assembly from `bench.arm_asm`, finds the loops of the packed product, and lets llvm-mca simulate
+them on a model of the CPU, every load served by the first cache. So it tells what the arithmetic allows, to hold
+against what the memory delivers. LLVM has no model of the Cortex-A76 and takes the older and narrower Cortex-A57's for
+it; the Neoverse N1, the A76's server form, has its own. The Pi 5 is given in both.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 from bench.report import print_table, save
+from bench.runs import REPOSITORY
 
 ITERATIONS = 1000
 VALUES = 32  # in a block
@@ -69,7 +70,8 @@ def kernel_assembly(board: Board) -> dict:
     """What `bench.arm_asm` prints for the board's CPU."""
     environment = dict(os.environ, NUMBA_CPU_NAME=board.cpu, NUMBA_CPU_FEATURES=board.features)
     environment.pop("DLLAMA_KERNELS", None)
-    result = subprocess.run([sys.executable, "-m", "bench.arm_asm"], env=environment, capture_output=True, text=True)
+    command = [sys.executable, "-m", "bench.arm_asm"]
+    result = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     if result.returncode:
         raise SystemExit(f"bench.arm_asm failed for {board.cpu}:\n{result.stderr[-4000:]}")
     return json.loads(result.stdout)

@@ -86,10 +86,10 @@ class Emitter:
         return self.builder.call(function, args)
 
     def fma(self, a, b, c):
-        """a·b + c in one rounding."""
+        """a·b + c, in one rounding where the CPU has an instruction for it, else in two."""
         kind = a.type
         name = f"v{kind.count}f32" if isinstance(kind, ir.VectorType) else "f32"
-        return self.call(f"llvm.fma.{name}", kind, a, b, c)
+        return self.call(f"llvm.fmuladd.{name}", kind, a, b, c)
 
     def sum(self, vector):
         """The sum of a float vector's lanes."""

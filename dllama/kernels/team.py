@@ -6,6 +6,7 @@ share work by taking **tickets** (numbers from an atomic counter) and meet at sp
 the next stage's tickets start at ``items + threads`` more.
 """
 
+import signal
 import threading
 
 import numpy as np
@@ -72,7 +73,7 @@ class Team:
         self._ticket = self._counters[(self.sync - self._counters.ctypes.data + TICKET) // 8 :][:1]
         self._start = [threading.Semaphore(0) for _ in range(nthreads - 1)]
         self._done = threading.Semaphore(0)
-        self._job = None
+        self._job = self._error = None
         self._threads = [
             threading.Thread(target=self._help, args=(i,), name=f"dllama-{i + 1}", daemon=True)
             for i in range(nthreads - 1)
@@ -81,25 +82,38 @@ class Team:
             thread.start()
 
     def run(self, function, *args) -> None:
-        """``function(thread, *args)`` on every thread at once; returns when all have."""
+        """``function(thread, *args)`` on every thread at once; returns when all have.
+
+        An error in any of them, and Ctrl-C, is raised when all are done, so that the next step starts afresh.
+        RuntimeError where the team is closed.
+        """
+        if len(self._start) < self.nthreads - 1:
+            raise RuntimeError("this team of threads is closed")
+        before, held = signal.getsignal(signal.SIGINT), []
+        if not callable(before) or threading.current_thread() is not threading.main_thread():
+            return self._run(function, *args)
+        # Ctrl-C between two helpers' starts would leave one of them waiting at a barrier for ever.
+        signal.signal(signal.SIGINT, lambda *event: held.append(event))
+        try:
+            self._run(function, *args)
+        finally:
+            signal.signal(signal.SIGINT, before)
+        if held:
+            before(*held[0])
+
+    def _run(self, function, *args) -> None:
         self._ticket[0] = 0
-        self._job = function, args
+        self._job, self._error = (function, args), None
         for start in self._start:
             start.release()
-        interrupt = None
         try:
             function(0, *args)
-        except KeyboardInterrupt as error:  # the helpers still have to be met, or the next step would start askew
-            interrupt = error
-        waiting = len(self._start)
-        while waiting:
-            try:
-                self._done.acquire()
-                waiting -= 1
-            except KeyboardInterrupt as error:
-                interrupt = error
-        if interrupt is not None:
-            raise interrupt
+        except BaseException as error:
+            self._error = error
+        for _ in self._start:
+            self._done.acquire()
+        if self._error is not None:
+            raise self._error
 
     def _help(self, index: int) -> None:
         while True:
@@ -107,7 +121,10 @@ class Team:
             if self._job is None:
                 return
             function, args = self._job
-            function(index + 1, *args)
+            try:
+                function(index + 1, *args)
+            except BaseException as error:
+                self._error = error
             self._done.release()
 
     def close(self) -> None:
