@@ -84,7 +84,9 @@ class Llama:
             )
         kv_type = FloatType.parse(kv_float_type)
         memory.require(self.config, self.context, kv_type, self._model.path)
-        self.nthreads = nthreads or usable_cpus()
+        self.nthreads = usable_cpus() if nthreads is None else nthreads
+        if self.nthreads < 1:
+            raise ValueError(f"nthreads is {nthreads}: it must be 1 or more")
         self.kernels = jit.ISA.name
         weight, act, cache = (tags.BY_NAME[name] for name in (self._weights_name, buffer_float_type, kv_float_type))
         if not jit.is_compiled(weight, act, cache):

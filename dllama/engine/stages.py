@@ -218,7 +218,7 @@ def _rotate(thread, base, cache, s, layer, rows, index):
     group = s.heads // s.kv_heads
     padded = _padded(s.head_dim)
     scratch = s.scratch + thread * s.scratch_stride
-    key = floats(scratch, padded)
+    key = floats(scratch, padded)  # zeros beyond the head, for nothing writes there
     item = take(s.sync, base)
     while item < s.rows * s.kv_heads:
         r, g = item // s.kv_heads, item % s.kv_heads
@@ -231,11 +231,9 @@ def _rotate(thread, base, cache, s, layer, rows, index):
             _turn(floats(qkv + 4 * h * s.head_dim, s.head_dim), query, layer.q_norm, cos, sin, s)
         place = index * row.layer_stride + g * row.head_stride + row.position * s.cache_row
         source = qkv + 4 * (_padded(s.heads * s.head_dim) + g * s.head_dim)
-        key[s.head_dim :] = 0
         _turn(floats(source, s.head_dim), key, layer.k_norm, cos, sin, s)
         to_cache(cache, scratch, row.keys + place, padded)
         copy(scratch, source + 4 * _padded(s.kv_heads * s.head_dim), 4 * s.head_dim)
-        key[s.head_dim :] = 0
         to_cache(cache, scratch, row.values + place, padded)
         item = take(s.sync, base)
     meet(s.sync, s.threads)

@@ -1,9 +1,41 @@
 """The whole model in float64 numpy, written straight from the equations: what every engine result is held against."""
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 
 from dllama.engine.rope import frequencies
-from dllama.formats import Activation, ModelFile, RopeType
+from dllama.formats import Activation, FloatType, ModelFile, RopeType, dequantize, quantize
+
+
+def exact(x: np.ndarray) -> np.ndarray:
+    """No rounding."""
+    return x
+
+
+def q80(x: np.ndarray) -> np.ndarray:
+    """The last axis of x rounded to blocks of 32 int8 with a float32 scale, as the inputs of products are."""
+    blocks = _padded(x).reshape(-1, 32)
+    scales = abs(blocks).max(-1, keepdims=True) / 127
+    rounded = np.rint(blocks / np.where(scales == 0, 1, scales)) * scales
+    return rounded.reshape(*x.shape[:-1], -1)[..., : x.shape[-1]]
+
+
+def f16(x: np.ndarray) -> np.ndarray:
+    """x in half precision, as an F16 cache keeps it."""
+    return x.astype(np.float16).astype(np.float64)
+
+
+def q80_file(x: np.ndarray) -> np.ndarray:
+    """The last axis of x in the Q80 blocks of the file format, as a Q80 cache keeps it."""
+    padded = _padded(x)
+    rows = padded.reshape(-1, padded.shape[-1])
+    stored = dequantize(quantize(rows, FloatType.Q80), FloatType.Q80, rows.shape[1])
+    return stored.astype(np.float64).reshape(padded.shape)[..., : x.shape[-1]]
+
+
+def _padded(x):
+    return np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % 32)])
 
 
 def rms_norm(x, weight, epsilon):
@@ -21,12 +53,23 @@ def turn(x, angles, half_split):
     return out
 
 
-def logits(model: ModelFile, tokens) -> np.ndarray:
-    """float64 [tokens, vocab]: causal logits of one sequence."""
+def logits(
+    model: ModelFile,
+    tokens: Sequence[int],
+    act: Callable[[np.ndarray], np.ndarray] = exact,
+    cache: Callable[[np.ndarray], np.ndarray] = exact,
+) -> np.ndarray:
+    """float64 [tokens, vocab]: causal logits of one sequence.
+
+    act: rounds the inputs of products;  cache: rounds keys and values, head by head
+    """
     c = model.config
 
     def matrix(name, layer=None):
         return model.f32(name, layer).astype(np.float64)
+
+    def product(x, name, layer=None):
+        return act(x) @ matrix(name, layer).T
 
     x = matrix("embedding")[tokens]
     n = len(tokens)
@@ -35,13 +78,14 @@ def logits(model: ModelFile, tokens) -> np.ndarray:
     names = {info.name for info in model.tensors()}
     for layer in range(c.n_layers):
         h = rms_norm(x, matrix("attention_norm", layer), c.norm_epsilon)
-        q = (h @ matrix("q", layer).T).reshape(n, c.n_heads, c.head_dim)
-        k = (h @ matrix("k", layer).T).reshape(n, c.n_kv_heads, c.head_dim)
-        v = (h @ matrix("v", layer).T).reshape(n, c.n_kv_heads, c.head_dim)
+        q = product(h, "q", layer).reshape(n, c.n_heads, c.head_dim)
+        k = product(h, "k", layer).reshape(n, c.n_kv_heads, c.head_dim)
+        v = product(h, "v", layer).reshape(n, c.n_kv_heads, c.head_dim)
         if "q_norm" in names:
             q = rms_norm(q, matrix("q_norm", layer), c.norm_epsilon)
             k = rms_norm(k, matrix("k_norm", layer), c.norm_epsilon)
         q, k = turn(q, angles, half_split), turn(k, angles, half_split)
+        k, v = cache(k), cache(v)
         group = c.n_heads // c.n_kv_heads
         k, v = np.repeat(k, group, 1), np.repeat(v, group, 1)
         scores = np.einsum("qhd,khd->hqk", q, k) / np.sqrt(c.head_dim)
@@ -49,12 +93,12 @@ def logits(model: ModelFile, tokens) -> np.ndarray:
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         weights /= weights.sum(-1, keepdims=True)
         attention = np.einsum("hqk,khd->qhd", weights, v).reshape(n, c.q_dim)
-        x = x + attention @ matrix("o", layer).T
+        x = x + product(attention, "o", layer)
         h = rms_norm(x, matrix("ffn_norm", layer), c.norm_epsilon)
-        gate, up = h @ matrix("w1", layer).T, h @ matrix("w3", layer).T
+        gate, up = product(h, "w1", layer), product(h, "w3", layer)
         if c.activation is Activation.GELU:
             gate = gate * 0.5 * (1 + np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3)))
         else:
             gate = gate / (1 + np.exp(-gate))
-        x = x + (gate * up) @ matrix("w2", layer).T
-    return rms_norm(x, matrix("final_norm"), c.norm_epsilon) @ matrix("output").T
+        x = x + product(gate * up, "w2", layer)
+    return product(rms_norm(x, matrix("final_norm"), c.norm_epsilon), "output")

@@ -9,7 +9,7 @@ import numpy as np
 
 from dllama.formats import FloatType, dequantize, quantize
 from dllama.kernels import attention, dot, elementwise, packed, tags
-from dllama.kernels.emit import I16, I64, const, emitted, vec
+from dllama.kernels.emit import F32, I16, I64, const, emitted, vec
 from dllama.kernels.jit import ISA, jit
 from dllama.kernels.team import Team
 
@@ -20,9 +20,8 @@ FILL = 0xA5
 @contextmanager
 def room(nbytes: int, misaligned: int = 0):
     """uint8 [nbytes] to be written, zeroed, ``misaligned`` bytes off a boundary of 64; its guards are checked."""
-    memory = np.full(nbytes + 2 * GUARD + 64, FILL, np.uint8)
-    start = GUARD - (memory.ctypes.data + GUARD) % 64 + 64 - (64 - misaligned if misaligned else 64)
-    start += 64 if start < GUARD else 0
+    memory = np.full(nbytes + 2 * GUARD + 128, FILL, np.uint8)
+    start = GUARD + -(memory.ctypes.data + GUARD) % 64 + misaligned
     memory[start : start + nbytes] = 0
     yield memory[start : start + nbytes]
     assert (memory[:start] == FILL).all(), "written before its room"
@@ -94,47 +93,45 @@ def _exp(x, out, n):
         _exp_16(x + i, out + i)
 
 
-def _converters(lanes):
-    """Half to float and back, ``lanes`` at a time."""
-    halves, floats = vec(I16, lanes), vec(elementwise.F32, lanes)
-
-    @emitted()
-    def widen(e, halves_at, floats_at, index):
-        half = e.load(halves, halves_at, e.mul(index, const(I64, 2 * lanes)))
-        e.store(ISA.half_to_float(e, half), floats_at, e.mul(index, const(I64, 4 * lanes)))
-
-    @emitted()
-    def narrow(e, floats_at, halves_at, index):
-        value = e.load(floats, floats_at, e.mul(index, const(I64, 4 * lanes)))
-        e.store(ISA.float_to_half(e, value), halves_at, e.mul(index, const(I64, 2 * lanes)))
-
-    @jit
-    def widen_all(source, target, count):
-        for i in range(count):
-            widen(source, target, i)
-
-    @jit
-    def narrow_all(source, target, count):
-        for i in range(count):
-            narrow(source, target, i)
-
-    return widen_all, narrow_all
+@emitted()
+def _widen(e, width, halves, floats, index):
+    half = e.load(vec(I16, width.block), halves, e.mul(index, const(I64, 2 * width.block)))
+    e.store(ISA.half_to_float(e, half), floats, e.mul(index, const(I64, 4 * width.block)))
 
 
-CONVERTERS = {lanes: _converters(lanes) for lanes in sorted({packed.LANES, 16})}
+@emitted()
+def _narrow(e, width, floats, halves, index):
+    value = e.load(vec(F32, width.block), floats, e.mul(index, const(I64, 4 * width.block)))
+    e.store(ISA.float_to_half(e, value), halves, e.mul(index, const(I64, 2 * width.block)))
 
 
-def half_to_float(half: np.ndarray, lanes: int) -> np.ndarray:
-    """float16 [n] → float32 [n]; n a multiple of ``lanes``."""
+@jit
+def _half_to_float(width, source, target, count):
+    for i in range(count):
+        _widen(width, source, target, i)
+
+
+@jit
+def _float_to_half(width, source, target, count):
+    for i in range(count):
+        _narrow(width, source, target, i)
+
+
+WIDTHS = [tags.Tag(f"{lanes} lanes", lanes, 2 * lanes) for lanes in sorted({packed.LANES, 16})]
+"""How many halves are converted at a time: by the packed product, and by everything else."""
+
+
+def half_to_float(width: tags.Tag, half: np.ndarray) -> np.ndarray:
+    """float16 [n] → float32 [n]; n a multiple of 16."""
     with room(4 * len(half)) as out:
-        CONVERTERS[lanes][0](half.ctypes.data, out.ctypes.data, len(half) // lanes)
+        _half_to_float(width, half.ctypes.data, out.ctypes.data, len(half) // width.block)
     return out.view(np.float32)
 
 
-def float_to_half(values: np.ndarray, lanes: int) -> np.ndarray:
-    """float32 [n] → float16 [n]; n a multiple of ``lanes``."""
+def float_to_half(width: tags.Tag, values: np.ndarray) -> np.ndarray:
+    """float32 [n] → float16 [n]; n a multiple of 16."""
     with room(2 * len(values)) as out:
-        CONVERTERS[lanes][1](values.ctypes.data, out.ctypes.data, len(values) // lanes)
+        _float_to_half(width, values.ctypes.data, out.ctypes.data, len(values) // width.block)
     return out.view(np.float16)
 
 
@@ -224,9 +221,7 @@ def multiply_packed(team: Team, weight: tags.Tag, raw: np.ndarray, columns: int,
     tiled[:tokens] = acts
     stride = 4 * groups * packed.ROWS
     with room(packed.packed_bytes(weight, rows, columns)) as target, room(tiles * stride) as out:
-        team.run(
-            packed.pack, team.sync, weight, raw.ctypes.data, raw.strides[0], rows, columns, target.ctypes.data
-        )
+        team.run(packed.pack, team.sync, weight, raw.ctypes.data, raw.strides[0], rows, columns, target.ctypes.data)
         packed.multiply_packed(
             weight, target.ctypes.data, groups, columns, tiled.ctypes.data, tiled.strides[0], tokens,
             out.ctypes.data, stride,
