@@ -1,6 +1,6 @@
 """The command ``dllama-convert``."""
 
-import functools
+import os
 import signal
 import sys
 import time
@@ -12,23 +12,11 @@ from converter import huggingface
 from converter.hf_config import read_config
 from converter.progress import progress
 from converter.tokenizer import convert_tokenizer
-from dllama.errors import DllamaError, FileError
+from dllama.cli.program import Program
+from dllama.errors import FileError
 from dllama.formats import FloatType, weights_bytes
 
 FLOAT_TYPES = [member.name.lower() for member in FloatType]
-
-
-def reports_errors(command):
-    """Print the project's own errors as one line and exit with 1."""
-
-    @functools.wraps(command)
-    def wrapped(*args, **kwargs):
-        try:
-            return command(*args, **kwargs)
-        except DllamaError as error:
-            raise click.ClickException(str(error)) from None
-
-    return wrapped
 
 
 def output_options(command):
@@ -40,11 +28,11 @@ def output_options(command):
 
 def check_output(path: Path, force: bool) -> None:
     """FileError where the output exists and is not to be replaced, before any work is done."""
-    if path.exists() and not force:
+    if os.path.exists(path) and not force:
         raise FileError(path, "exists already (--force replaces it)")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Program, name="dllama-convert", context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Turn checkpoints and tokenizers into the files that dllama runs.
 
@@ -79,7 +67,6 @@ def main() -> None:
     help="Try several scales for each q40 block and keep the closest: a smaller error in the same size, but slow.",
 )
 @output_options
-@reports_errors
 def hf(
     folder: Path, weights_float_type: str, seq_len: int | None, search_scales: bool, output: Path, force: bool
 ) -> None:
@@ -109,7 +96,6 @@ def hf(
 @main.command()
 @click.argument("path", type=click.Path(path_type=Path))
 @output_options
-@reports_errors
 def tokenizer(path: Path, output: Path, force: bool) -> None:
     """Convert a tokenizer to a .t file.
 

@@ -148,4 +148,7 @@ def _whole(value, what: str) -> int:
 def _number(value, what: str) -> float:
     if type(value) not in (int, float):
         raise ValueError(f"{what} is {value!r}, not a number" if value is not None else f"{what} is missing")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{what} is too large a number") from None

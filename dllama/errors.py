@@ -38,3 +38,7 @@ class OutOfMemoryError(DllamaError):
 
 class KernelError(DllamaError):
     """Kernels that were asked for but that this CPU cannot run, or that do not exist."""
+
+
+class PlanError(DllamaError):
+    """A model that cannot be dealt out over the nodes given: what is wrong with them, or what they lack."""

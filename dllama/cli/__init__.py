@@ -6,6 +6,7 @@ from dllama import __version__
 from dllama.cli.inference import inference
 from dllama.cli.info import info
 from dllama.cli.perplexity import perplexity
+from dllama.cli.plan import plan
 from dllama.cli.program import Program
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -31,5 +32,5 @@ def main() -> None:
     """
 
 
-for command in (inference, info, perplexity):
+for command in (inference, info, perplexity, plan):
     main.add_command(command)

@@ -20,7 +20,7 @@ import numpy as np
 
 from dllama.cli.options import model_options, open_llama, open_model_file
 from dllama.cli.text import read_text
-from dllama.errors import PromptError
+from dllama.errors import ModelError, PromptError
 
 DEFAULT_CONTEXT = 512
 
@@ -43,11 +43,24 @@ def windows(tokens: list[int], head: list[int], context: int, stride: int) -> It
         done = end
 
 
+def exponential(x: float) -> float:
+    """exp(x), infinity where that is too large for a float: a model may be as wrong as that."""
+    try:
+        return math.exp(x)
+    except OverflowError:
+        return math.inf
+
+
 def negative_log_likelihood(logits: np.ndarray, counted: list[int]) -> float:
-    """-sum(ln p) of the counted tokens under the last rows of the logits, float32 [fed, vocab]; overwrites them."""
+    """-sum(ln p) of the counted tokens under the last rows of the logits, float32 [fed, vocab]; overwrites them.
+
+    Raises ModelError where a row is no distribution: a NaN or +inf in it.
+    """
     rows = logits[-len(counted) :]
     chosen = rows[np.arange(len(rows)), counted].astype(np.float64)
     largest = rows.max(axis=1)
+    if not np.isfinite(largest).all():
+        raise ModelError("the logits of the model are not a distribution: its weights are damaged")
     rows -= largest[:, None]
     np.exp(rows, out=rows)
     return float((np.log(rows.sum(axis=1, dtype=np.float64)) + largest - chosen).sum())
@@ -96,8 +109,8 @@ def perplexity(path, context, stride, as_json, **options) -> None:
     n_tokens = sum(len(counted) for _, counted in parts)
     n_bytes = len(text.encode())
     result = {
-        "perplexity": math.exp(total / n_tokens),
-        "perplexity_per_byte": math.exp(total / n_bytes),
+        "perplexity": exponential(total / n_tokens),
+        "perplexity_per_byte": exponential(total / n_bytes),
         "tokens": n_tokens,
         "bytes": n_bytes,
         "context": context,

@@ -12,10 +12,12 @@ ERROR, USAGE, INTERRUPTED = 1, 2, 130
 
 
 class Program(click.Group):
-    """A group whose errors are one line on standard error, "dllama: error: ..."; exit codes as in the help text."""
+    """A group whose errors are one line on standard error, "NAME: error: ..."; exit codes as in the help text."""
 
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra) -> None:
         args = sys.argv[1:] if args is None else args
+        if sys.stdout is None:
+            sys.exit(self._complain("cannot write the output: standard output is closed", ERROR))
         sys.stdout.reconfigure(errors="replace")  # generated text on a terminal that is not UTF-8
         try:
             status = super().main(args or ["--help"], prog_name or self.name, **(extra | {"standalone_mode": False}))
@@ -30,7 +32,7 @@ class Program(click.Group):
             status = self._complain(f"not enough memory: {error}", ERROR)
         except click.Abort:  # what click makes of Ctrl-C
             status = INTERRUPTED
-        except OSError as error:  # files have errors of their own, so this is the output
+        except OSError as error:  # what is read and written has errors of its own, so this is standard output
             _drop_output()
             status = self._complain(f"cannot write the output: {error.strerror}", ERROR)
         sys.exit(status)

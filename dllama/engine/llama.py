@@ -11,8 +11,9 @@ from dllama import embedded
 from dllama.engine import memory
 from dllama.engine.forward import MAX_ROWS, Forward, Row
 from dllama.engine.sampler import Sampler, SamplerSettings
-from dllama.errors import ModelError, PromptError
+from dllama.errors import FileError, ModelError, PromptError
 from dllama.formats import FloatType, ModelFile
+from dllama.formats.files import reason
 from dllama.kernels import jit, tags
 from dllama.kernels.team import Team
 from dllama.tokenizer import load_tokenizer
@@ -90,9 +91,13 @@ class Llama:
         self.kernels = jit.ISA.name
         weight, act, cache = (tags.BY_NAME[name] for name in (self._weights_name, buffer_float_type, kv_float_type))
         if not jit.is_compiled(weight, act, cache):
-            notify(f"compiling the {self.kernels} kernels for this machine: once, up to half a minute")
+            often = "once" if jit.KEEPS else f"at every start, for {jit.CACHE} cannot be written (set NUMBA_CACHE_DIR)"
+            notify(f"compiling the {self.kernels} kernels for this machine: {often}, up to half a minute")
         self._team = Team(self.nthreads)
-        self._forward = Forward(self._model, self._team, act, cache, self.context, progress)
+        try:
+            self._forward = Forward(self._model, self._team, act, cache, self.context, progress)
+        except OSError as error:
+            raise FileError(jit.CACHE, f"the compiled kernels cannot be stored: {reason(error)}") from None
         jit.mark_compiled(weight, act, cache)
         self.prefill_ms = 0.0
         self.stop_reason: str | None = None
@@ -144,10 +149,10 @@ class Llama:
         return out
 
     def encode(self, prompt: str | Sequence[int]) -> list[int]:
-        """The prompt as token ids, checked against the context and the vocabulary."""
-        if not len(prompt):
-            raise PromptError("the prompt is empty")
+        """The prompt as token ids. PromptError where there are none, or more than the context holds."""
         tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        if not len(prompt) or not tokens:  # a bos id alone is no prompt, and a tokenizer may drop spaces
+            raise PromptError("the prompt is empty")
         if len(tokens) > self.context:
             raise PromptError(f"the prompt is {len(tokens)} tokens long, and the context has room for {self.context}")
         return tokens

@@ -33,8 +33,9 @@ def kv_bytes_per_token(config: ModelConfig, kv_type: FloatType, nodes: int = 1) 
 def needed_bytes(config: ModelConfig, context: int, kv_type: FloatType, nodes: int = 1) -> int:
     """Bytes of memory that running a model takes, on the node that holds most of it.
 
-    Weights are used where the file is mapped, so they count once and need no second copy. Of the embedding only the
-    rows that a full context can touch are read. Over several nodes every matrix is split evenly, norms are not.
+    Weights count once: those packed for the kernels take the place of the file's pages, which are let go, and the
+    others are used where the file is mapped. Of the embedding only the rows that a full context can touch are read.
+    Over several nodes every matrix is split evenly, norms are not.
     """
     weights = min(config.vocab_size, context) * FloatType.F32.row_bytes(config.dim)
     for tensor in tensor_layout(config):

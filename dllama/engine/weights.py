@@ -6,7 +6,7 @@ import numpy as np
 
 from dllama.engine.pages import anonymous
 from dllama.engine.stages import LAYER
-from dllama.formats import ModelFile
+from dllama.formats import ModelFile, TensorInfo
 from dllama.kernels import tags
 from dllama.kernels.packed import is_packed, pack, packed_bytes
 from dllama.kernels.team import Team
@@ -50,13 +50,12 @@ class Weights:
 
     def _packing_room(self) -> np.ndarray:
         """Memory for all matrices."""
-        sizes = (
-            -(-packed_bytes(self.tag, info.rows, info.columns) // ALIGN) * ALIGN
-            for info in self._model.tensors()
-            if info.name in MATRICES or info.name == "output"
-        )
-        self._total = sum(sizes)
+        self._total = sum(self._room(info) for info in self._model.tensors() if info.name in (*MATRICES, "output"))
         return anonymous(self._total, huge=True)
+
+    def _room(self, info: TensorInfo) -> int:
+        """Bytes from one packed matrix to the next."""
+        return -(-packed_bytes(self.tag, info.rows, info.columns) // ALIGN) * ALIGN
 
     def _matrix(self, name: str, layer: int | None) -> int:
         raw = self._model.raw(name, layer)
@@ -68,7 +67,7 @@ class Weights:
             pack, self._team.sync, self.tag, raw.ctypes.data, info.row_bytes, info.rows, info.columns, target
         )
         self._model.release(name, layer)
-        self._done += -(-packed_bytes(self.tag, info.rows, info.columns) // ALIGN) * ALIGN
+        self._done += self._room(info)
         self._progress(self._done, self._total)
         return target
 

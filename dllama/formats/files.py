@@ -51,9 +51,14 @@ class AtomicFile:
         """nbytes: the size that the file will have; FileError at once where the disk has less room."""
         self.path = Path(path)
         self.nbytes = nbytes
-        self._target = self.path.resolve()  # a link is written through, not replaced
-        if self._target.exists() and not self._target.is_file():
-            raise FileError(self.path, "exists and is not a regular file")
+        self._target = Path(os.path.realpath(path))  # a link is written through, not replaced
+        try:
+            if not stat.S_ISREG(os.stat(self._target).st_mode):
+                raise FileError(self.path, "exists and is not a regular file")
+        except FileNotFoundError:
+            pass
+        except OSError as error:  # a name too long, links in a circle
+            raise self._error(error) from None
         free = self._free()
         if free is not None and free < nbytes:
             raise FileError(self.path, f"the disk is too full: {nbytes:,} bytes needed, {free:,} free")

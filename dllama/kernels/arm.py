@@ -67,11 +67,11 @@ class _Arm(HalfInHardware, Isa):
 
 class NeonDotprod(_Arm):
     name = "neon-dotprod"
-    nibbles = DotProduct(signed=False)
-    int8 = DotProduct(signed=True)
+    nibbles = DotProduct()
+    int8 = DotProduct()
 
 
 class Neon(_Arm):
     name = "neon"
-    nibbles = NeonNibbles(signed=False)
-    int8 = NeonInt8(signed=True)
+    nibbles = NeonNibbles()
+    int8 = NeonInt8()

@@ -64,13 +64,6 @@ class Emitter:
         b = ir.Constant(a.type, ir.Undefined) if b is None else b
         return self.builder.shuffle_vector(a, b, ir.Constant(vec(I32, len(indices)), list(indices)))
 
-    def concat(self, parts):
-        """Vectors of one type, a power of two of them, joined into one."""
-        while len(parts) > 1:
-            lanes = 2 * parts[0].type.count
-            parts = [self.pick(a, range(lanes), b) for a, b in zip(parts[::2], parts[1::2], strict=True)]
-        return parts[0]
-
     def gather(self, kind, addresses):
         """Scalars of one type from several addresses as one vector."""
         out = ir.Constant(vec(kind, len(addresses)), ir.Undefined)

@@ -18,9 +18,6 @@ class Product:
     offset = 0
     """What the weights given to ``accumulate`` exceed the true ones by; nibbles always by 8."""
 
-    def __init__(self, signed: bool):
-        self.signed = signed
-
     def begin(self, e, start):
         """A state from int32 lanes, one for every four bytes of a vector."""
         return start
@@ -51,8 +48,8 @@ class Isa:
     """Tokens that the matrix-matrix product works on at once."""
     tile_vectors = 1
     """Vectors of weight rows that it works on at once."""
-    nibbles = Product(signed=False)
-    int8 = Product(signed=True)
+    nibbles = Product()
+    int8 = Product()
 
     def quads(self, e, address):
         """The 8 groups of four neighbouring int8 at an address, each in all lanes of a vector."""

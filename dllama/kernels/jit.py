@@ -8,6 +8,7 @@ compiler's versions: a change of any of them starts a fresh folder.
 import hashlib
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import llvmlite
@@ -27,8 +28,8 @@ def _base_folder() -> Path:
     if os.environ.get("NUMBA_CACHE_DIR"):
         return Path(os.environ["NUMBA_CACHE_DIR"])
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "dllama"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dllama"
+        return Path(os.path.expanduser("~/Library/Caches")) / "dllama"
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "dllama"
 
 
 def _cache_folder() -> Path:
@@ -40,17 +41,29 @@ def _cache_folder() -> Path:
     return _base_folder() / f"kernels-{ISA.name}-{digest.hexdigest()[:16]}"
 
 
+def _is_writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError:
+        return False
+    return True
+
+
 CACHE = _cache_folder()
+KEEPS = _is_writable(CACHE)
+"""Whether compiled kernels can be kept. Without this numba would keep them beside the sources, where they go stale,
+or refuse to import."""
 
 
 def is_compiled(*formats: Tag) -> bool:
     """Whether the kernels for these formats (weights, activations, KV cache) lie in the cache."""
-    return _marker(formats).exists()
+    return KEEPS and _marker(formats).exists()
 
 
 def mark_compiled(*formats: Tag) -> None:
     """Notes that they do."""
-    if CACHE.is_dir():
+    if KEEPS:
         _marker(formats).touch()
 
 
@@ -70,6 +83,6 @@ def jit(function=None, *, inline=False):
         return numba.njit(function, inline="always", **options)
     before, config.CACHE_DIR = config.CACHE_DIR, str(CACHE)
     try:
-        return numba.njit(function, cache=True, **options)
+        return numba.njit(function, cache=KEEPS, **options)
     finally:
         config.CACHE_DIR = before

@@ -88,7 +88,7 @@ def _tile(tokens):
 
     @emitted()
     def multiply(e, weight, w, columns, x, x_stride, out, out_stride):
-        if weight.block == 1:
+        if weight.block == 1:  # compiled for float weights too, which never come here
             return
         product = _product(weight)
         floats, whole = vec(F32, LANES), vec(I8, ISA.vector)

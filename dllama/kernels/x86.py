@@ -9,9 +9,8 @@ from dllama.kernels.isa import HalfInHardware, Isa, Product
 class VnniProduct(Product):
     """vpdpbusd: unsigned weights times signed activations, four products added into each int32 lane."""
 
-    def __init__(self, signed):
-        super().__init__(signed)
-        self.offset = 128 if signed else 0
+    def __init__(self, offset: int):
+        self.offset = offset  # what makes the weights unsigned
 
     def accumulate(self, e, state, weights, activations):
         lanes = state.type
@@ -62,13 +61,13 @@ class Avx2(_X86):
     name = "avx2"
     vector = 32
     tile_tokens = 4
-    nibbles = Avx2Nibbles(signed=False)
-    int8 = Avx2Int8(signed=True)
+    nibbles = Avx2Nibbles()
+    int8 = Avx2Int8()
 
 
 class Avx512(_X86):
     name = "avx512"
     vector = 64
     tile_tokens = 8
-    nibbles = VnniProduct(signed=False)
-    int8 = VnniProduct(signed=True)
+    nibbles = VnniProduct(offset=0)
+    int8 = VnniProduct(offset=128)

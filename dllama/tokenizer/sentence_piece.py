@@ -20,10 +20,10 @@ class SentencePieceTokenizer:
             self._library.load_from_serialized_proto(model)
             ids = list(range(self._library.vocab_size()))
             pieces = self._library.id_to_piece(ids)
-        except (RuntimeError, UnicodeDecodeError) as error:
-            raise ValueError(f"not a sound SentencePiece model ({_last_line(error)})") from None
+        except (RuntimeError, UnicodeDecodeError):  # the library's own words are of its source lines
+            raise ValueError("not a sound SentencePiece model: truncated or damaged") from None
         if not pieces:
-            raise ValueError("not a sound SentencePiece model (no pieces)")
+            raise ValueError("not a sound SentencePiece model: no pieces")
         bos_id, eos_id = self._library.bos_id(), self._library.eos_id()
         self.bos_id = bos_id if bos_id >= 0 else None
         self.eos_ids = (eos_id,) if eos_id >= 0 else ()
@@ -63,7 +63,3 @@ def _text(piece: str, is_control: bool, is_unknown: bool, is_byte: bool) -> byte
     if is_byte:
         return bytes([int(piece[3:5], 16)])  # <0x0A>
     return piece.replace(META_SPACE, " ").encode()
-
-
-def _last_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dllama.cli.perplexity import negative_log_likelihood, windows
+from dllama.cli.perplexity import exponential, negative_log_likelihood, windows
+from dllama.errors import ModelError
 from tests.cli.program import fails, succeeds
 
 
@@ -34,6 +35,19 @@ def test_likelihood_is_that_of_the_softmax():
     probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
     expected = -np.log([probabilities[2, 7], probabilities[3, 0], probabilities[4, 39]]).sum()
     assert negative_log_likelihood(logits, [7, 0, 39]) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_logits_that_are_no_distribution(value):
+    logits = np.zeros((2, 5), np.float32)
+    logits[1, 3] = value
+    with pytest.raises(ModelError, match="not a distribution"):
+        negative_log_likelihood(logits, [0, 0])
+
+
+def test_a_model_that_is_wrong_beyond_measure():
+    assert exponential(1.0) == math.e
+    assert exponential(1e4) == math.inf
 
 
 TEXT = "Tom has 3 apples. He buys 4 more apples at the market. How many apples does Tom have now?\n"

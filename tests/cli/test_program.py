@@ -59,6 +59,12 @@ def test_output_that_cannot_be_written_is_an_error():
     assert len(result.stderr.splitlines()) == 1
 
 
+def test_a_closed_output_is_an_error():
+    result = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *command("--version")], cwd=ROOT, capture_output=True)
+    assert result.returncode == 1
+    assert result.stderr == b"dllama: error: cannot write the output: standard output is closed\n"
+
+
 def test_a_reader_that_goes_away_is_no_error():
     process = subprocess.Popen(command("--help"), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()  # before the program has started up

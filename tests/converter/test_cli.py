@@ -50,7 +50,8 @@ def test_an_existing_output_stays_unless_forced(tmp_path, checkpoint):
     out = tmp_path / "a.m"
     out.write_text("before")
     result = run("hf", checkpoint, "-o", out)
-    assert (result.exit_code, result.stderr) == (1, f"Error: {out}: exists already (--force replaces it)\n")
+    assert result.exit_code == 1
+    assert result.stderr == f"dllama-convert: error: {out}: exists already (--force replaces it)\n"
     assert out.read_text() == "before"
     assert run("hf", checkpoint, "-o", out, "--force").exit_code == 0
     ModelFile(out).close()
@@ -59,8 +60,8 @@ def test_an_existing_output_stays_unless_forced(tmp_path, checkpoint):
 @pytest.mark.parametrize(
     "arguments, reason",
     [
-        (["hf", "missing", "-o", "a.m"], "Error: missing/config.json: no such file or folder\n"),
-        (["tokenizer", "missing", "-o", "a.t"], "Error: missing: no such file or folder\n"),
+        (["hf", "missing", "-o", "a.m"], "dllama-convert: error: missing/config.json: no such file or folder\n"),
+        (["tokenizer", "missing", "-o", "a.t"], "dllama-convert: error: missing: no such file or folder\n"),
     ],
 )
 def test_errors_are_one_line(tmp_path, monkeypatch, arguments, reason):
@@ -70,7 +71,7 @@ def test_errors_are_one_line(tmp_path, monkeypatch, arguments, reason):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGINT, 1), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_conversion_leaves_nothing(tmp_path, number, status):
     """A model of a billion weights, interrupted as soon as the first of it is written."""
     large = {**LLAMA, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "vocab_size": 32000}
@@ -90,8 +91,18 @@ def test_an_interrupted_conversion_leaves_nothing(tmp_path, number, status):
 
 @pytest.mark.parametrize("arguments", [["hf"], ["hf", "x", "-o", "y", "--weights-float-type", "q5"], ["hf", "x", "-o",
                                        "y", "--seq-len", "0"], ["tokenizer", "x"], ["nothing"]])  # fmt: skip
-def test_usage_errors_exit_with_2(arguments):
-    assert run(*arguments).exit_code == 2
+def test_usage_errors_are_one_line_and_exit_with_2(arguments):
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert len(result.stderr.splitlines()) == 1 and "--help" in result.stderr
+
+
+def test_an_output_that_no_one_can_read_is_an_error(tmp_path, checkpoint):
+    command = [sys.executable, "-m", "converter", "hf", str(checkpoint), "-o", str(tmp_path / "a.m")]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("dllama-convert: error: cannot write the output: ")
 
 
 @pytest.mark.parametrize("command", [[], ["hf"], ["tokenizer"]])

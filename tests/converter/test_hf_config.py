@@ -103,6 +103,7 @@ def test_a_sliding_window_converts_up_to_its_length():
         ({**LLAMA, "rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),
         ({**LLAMA, "rope_theta": None}, "rope_theta is missing"),
         ({**LLAMA, "rope_theta": float("inf")}, "rope_theta is inf"),
+        ({**LLAMA, "rope_theta": 10**400}, "rope_theta is too large a number"),
         ({**LLAMA, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope scaling yarn is not supported"),
         ({**LLAMA, "rope_scaling": {"type": "linear", "factor": 4.0}}, "rope scaling linear is not supported"),
         ({**LLAMA, "rope_scaling": {"rope_type": "llama3"}}, "rope scaling factor is missing"),

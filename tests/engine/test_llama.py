@@ -164,6 +164,12 @@ def test_empty_prompts_are_refused(tiny, prompt):
             run(prompt)
 
 
+def test_a_prompt_of_nothing_but_dropped_spaces_is_empty(tmp_path, tiny_model):
+    path = train(tmp_path / "trimming.model", vocab_size=VOCAB, remove_extra_whitespaces=True, bos_id=-1)
+    with Llama(tiny_model, path, nthreads=1) as llama, pytest.raises(PromptError, match="the prompt is empty"):
+        list(llama.generate("  "))
+
+
 def test_prompts_beyond_the_context_are_refused(tiny):
     with pytest.raises(PromptError, match="the prompt is 41 tokens long, and the context has room for 40"):
         list(tiny.generate([5] * 41))

@@ -8,6 +8,7 @@ import pytest
 
 from dllama.engine import memory
 from dllama.engine.kv_cache import KVCache
+from dllama.engine.pages import anonymous
 from dllama.errors import DllamaError, OutOfMemoryError
 from dllama.formats import Arch, FloatType, ModelConfig
 from dllama.kernels import tags
@@ -140,3 +141,8 @@ def test_this_machine_says_what_it_has_and_what_was_used():
 )
 def test_sizes_for_people(nbytes, text):
     assert memory.in_units(nbytes) == text
+
+
+def test_memory_that_the_system_refuses():
+    with pytest.raises(OutOfMemoryError, match="the system refuses 1152921504.61 GB of memory: "):
+        anonymous(1 << 60, huge=True)

@@ -60,3 +60,18 @@ def test_a_name_as_long_as_names_may_be(tmp_path):
     with AtomicFile(path, 1) as file:
         file.write(b"x")
     assert path.read_bytes() == b"x"
+
+
+def test_targets_that_cannot_be_are_refused_before_anything_is_written(tmp_path):
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    (tmp_path / "file").touch()
+    for path, reason in (
+        (tmp_path / ("a" * 256), "cannot be written: file name too long"),
+        (tmp_path / "circle", "cannot be written: too many levels of symbolic links"),
+        (tmp_path / "file" / "a", "cannot be written: a part of the path is not a folder"),
+        (tmp_path / "missing" / "a", "cannot be written: no such file or folder"),
+        (tmp_path, "exists and is not a regular file"),
+    ):
+        with pytest.raises(FileError, match=reason):
+            AtomicFile(path, 1)
+    assert {path.name for path in tmp_path.iterdir()} == {"circle", "file"}

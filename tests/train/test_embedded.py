@@ -21,10 +21,12 @@ def made_up_problems(n, seed):
     for _ in range(n):
         name, thing = random.choice(NAMES), random.choice(THINGS)
         a, b = (int(x) for x in random.integers(2, 99, 2))
-        problems.append({
-            "question": f"{name} has {a} {thing} and buys {b} more. How many {thing} does {name} have?",
-            "answer": f"{name} has {a}+{b} = <<{a}+{b}={a + b}>>{a + b} {thing}.\n#### {a + b}",
-        })
+        problems.append(
+            {
+                "question": f"{name} has {a} {thing} and buys {b} more. How many {thing} does {name} have?",
+                "answer": f"{name} has {a}+{b} = <<{a}+{b}={a + b}>>{a + b} {thing}.\n#### {a + b}",
+            }
+        )
     return problems
 
 
@@ -86,8 +88,28 @@ def run_script(data, out, *options):
 
     from dllama.train.embedded import main
 
-    shape = ["--vocab-size", "320", "--dim", "32", "--hidden-dim", "64", "--layers", "1", "--heads", "4",
-             "--kv-heads", "2", "--head-dim", "8", "--context", "128", "--batch", "2", "--precision", "f32"]
+    shape = [
+        "--vocab-size",
+        "320",
+        "--dim",
+        "32",
+        "--hidden-dim",
+        "64",
+        "--layers",
+        "1",
+        "--heads",
+        "4",
+        "--kv-heads",
+        "2",
+        "--head-dim",
+        "8",
+        "--context",
+        "128",
+        "--batch",
+        "2",
+        "--precision",
+        "f32",
+    ]
     return CliRunner().invoke(main, ["--data", str(data), "--out", str(out), *shape, *options])
 
 
@@ -137,14 +159,17 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(data, tmp_path, monk
             assert first == second
 
 
-@pytest.mark.parametrize("options, said", [
-    (["--heads", "3"], "--heads must be a multiple"),
-    (["--resume"], "checkpoint.pt: No such file"),
-    (["--vocab-size", "32000"], "no vocabulary of 32000 pieces"),
-    (["--context", "8"], "no test problem fits"),
-    (["--batch", "4096"], "do not fill one batch"),
-    (["--data", "nowhere"], "nowhere/gsm8k_train.jsonl: No such file"),
-])
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (["--heads", "3"], "--heads must be a multiple"),
+        (["--resume"], "checkpoint.pt: No such file"),
+        (["--vocab-size", "32000"], "no vocabulary of 32000 pieces"),
+        (["--context", "8"], "no test problem fits"),
+        (["--batch", "4096"], "do not fill one batch"),
+        (["--data", "nowhere"], "nowhere/gsm8k_train.jsonl: No such file"),
+    ],
+)
 def test_a_mistake_is_one_line(data, tmp_path, options, said):
     result = run_script(data, tmp_path, "--steps", "2", *options)
     assert result.exit_code in (1, 2) and said in result.output and "Traceback" not in result.output

@@ -1,0 +1,88 @@
+"""The plan: who holds what, what it costs in memory, bytes and time."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+from dllama.cluster import traffic
+from dllama.cluster.node import NodeSpec
+from dllama.cluster.share import Share
+from dllama.cluster.traffic import Form, Round, Traffic
+from dllama.formats import FloatType, ModelConfig
+
+
+class LeftOut(NamedTuple):
+    """A node that takes no part, and why."""
+
+    node: NodeSpec
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A model dealt out over nodes; ``planner.make_plan`` makes it.
+
+    All figures are for one token of one sequence. Times are None where read speeds are not known.
+    """
+
+    config: ModelConfig
+    shares: tuple[Share, ...]  # the root's first
+    left_out: tuple[LeftOut, ...]
+    context: int  # tokens that the KV caches have room for
+    kv_type: FloatType
+    buffer_type: FloatType  # of what travels between nodes: Q80 or F32
+    top_k: int  # likeliest tokens that each node offers to the sampler; 0: all logits
+
+    @property
+    def nodes(self) -> tuple[NodeSpec, ...]:
+        """Those that take part, the root first."""
+        return tuple(share.node for share in self.shares)
+
+    @cached_property
+    def form(self) -> Form:
+        """How the nodes sum their parts: in the form that takes less time."""
+        return min(Form, key=lambda form: self._seconds(self._rounds(form)))
+
+    @cached_property
+    def traffic(self) -> tuple[Traffic, ...]:
+        """What each node sends and receives for a token."""
+        rounds = self._rounds(self.form)
+        return tuple(
+            Traffic(
+                sum(count * round[node].sent for round, count in rounds),
+                sum(count * round[node].received for round, count in rounds),
+            )
+            for node in range(len(self.shares))
+        )
+
+    @property
+    def exchange_seconds(self) -> float:
+        """Time in exchanges."""
+        return self._seconds(self._rounds(self.form))
+
+    def read_seconds(self, position: int = 0) -> float | None:
+        """Time in reading weights, and the keys and values of ``position`` earlier tokens.
+
+        The nodes wait for the slowest after each segment, so that it is the sum of each segment's slowest.
+        """
+        if self.nodes[0].read_speed is None:
+            return None
+        nodes = [self.segment_seconds(share, position) for share in self.shares]
+        return sum(max(segment) for segment in zip(*nodes, strict=True))
+
+    def segment_seconds(self, share: Share, position: int = 0) -> tuple[float, float, float]:
+        """Time that one node reads for attention, FFN (both of all layers) and output rows; speeds have to be known."""
+        attention, ffn, output = share.segment_bytes.values()
+        attention += position * share.kv_bytes_per_position(self.kv_type)
+        return tuple(nbytes / share.node.read_speed for nbytes in (attention, ffn, output))
+
+    def step_seconds(self, position: int = 0) -> float | None:
+        """Expected time for the token at ``position``."""
+        read = self.read_seconds(position)
+        return None if read is None else read + self.exchange_seconds
+
+    def _rounds(self, form: Form) -> list[tuple[Round, int]]:
+        return traffic.rounds(form, self.shares, self.buffer_type, self.top_k)
+
+    def _seconds(self, rounds: list[tuple[Round, int]]) -> float:
+        return sum(count * traffic.seconds(round, self.nodes) for round, count in rounds)

@@ -1,0 +1,153 @@
+"""Who takes part and how much each node holds.
+
+Nodes get shares in proportion to their speed, or to ratios that the user gives. A node whose memory is too small for
+its share gets less, and the others more; ratios are kept as they are. A worker that makes tokens slower, as what it
+takes over is worth less than what it adds to the exchanges, is left out, unless ratios ask for it.
+"""
+
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import product
+
+from dllama.cluster.deal import deal_heads
+from dllama.cluster.fit import NoShare, fit
+from dllama.cluster.node import NodeSpec
+from dllama.cluster.plan import LeftOut, Plan
+from dllama.errors import PlanError
+from dllama.formats import FloatType, ModelConfig
+
+
+def make_plan(
+    config: ModelConfig,
+    nodes: Sequence[NodeSpec],
+    ratios: Sequence[float] | None = None,
+    *,
+    context: int | None = None,
+    kv_type: FloatType = FloatType.F16,
+    buffer_type: FloatType = FloatType.Q80,
+    top_k: int = 1,
+) -> Plan:
+    """Deal a model out over nodes, the first of them the root. The same arguments give the same plan.
+
+    ratios: how much each node gets, relative to the others. None: by read speed, or by threads where no node's speed
+        is known; then every node takes part that can hold a head
+    context: tokens that the KV caches have room for; None is the model's own
+    top_k: likeliest tokens that each node offers to the sampler; 1 is greedy, 0 sends all logits
+
+    Raises PlanError for a node given twice, more nodes than heads, ratios that do not match the nodes, speeds of some
+    nodes only, a context the model does not have, and nodes whose memory does not hold the model.
+    """
+    context = config.seq_len if context is None else context
+    weights = _weights(nodes, ratios)
+    if not 0 < context <= config.seq_len:
+        raise PlanError(f"a context of {context} tokens, and the model's is {config.seq_len}")
+    empty = Plan(config, (), (), context, kv_type, buffer_type, top_k)
+    return _Planner(empty, dict(zip(nodes, weights, strict=True)), fixed=ratios is not None).plan()
+
+
+def _weights(nodes: Sequence[NodeSpec], ratios: Sequence[float] | None) -> Sequence[float]:
+    if not nodes:
+        raise PlanError("no nodes to plan for")
+    names = [node.name for node in nodes]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise PlanError(f"node {twice} is given twice")
+    if ratios is not None:
+        if len(ratios) != len(nodes):
+            raise PlanError(f"{len(ratios)} ratios for the nodes {', '.join(names)}: each needs one, the root's first")
+        for name, ratio in zip(names, ratios, strict=True):
+            if not 0 < ratio < math.inf:
+                raise PlanError(f"node {name}: its ratio is {ratio:g}, and has to be a number above 0")
+    unknown = [node.name for node in nodes if node.read_speed is None]
+    if 0 < len(unknown) < len(nodes):
+        raise PlanError(f"the read speed of node {unknown[0]} is not known, and that of others is: give all or none")
+    return ratios or [node.threads if unknown else node.read_speed for node in nodes]
+
+
+STRENGTHS: tuple[Callable[[NodeSpec], float], ...] = (
+    lambda node: node.read_speed,
+    lambda node: math.inf if node.memory is None else node.memory,
+    lambda node: node.bandwidth,
+    lambda node: -node.latency,
+)
+"""Each the larger the better."""
+
+
+class _Planner:
+    """The search for the best plan.
+
+    empty: a plan without shares;  weights: of each node, the root first;  fixed: whether weights are to be kept
+    """
+
+    def __init__(self, empty: Plan, weights: dict[NodeSpec, float], fixed: bool):
+        self._empty, self._weights, self._fixed = empty, weights, fixed
+
+    def plan(self) -> Plan:
+        deal_heads(self._empty.config, list(self._weights.values()))  # too many nodes are an error, however slow
+        plan, reasons = self._largest(self._weights)
+        if not self._fixed and plan.nodes[0].read_speed is not None:
+            plan = self._fastest(plan)
+            reasons = {node: self._reason(plan, node) for node in self._weights if node not in plan.nodes}
+        return replace(plan, left_out=tuple(LeftOut(node, reasons[node]) for node in self._weights if node in reasons))
+
+    def _largest(self, nodes: Collection[NodeSpec]) -> tuple[Plan, dict[NodeSpec, str]]:
+        """The plan over all of these nodes that get a share beside the others, and why the rest does not."""
+        nodes, reasons = set(nodes), {}
+        while True:
+            try:
+                return self._over(nodes), reasons
+            except NoShare as none:
+                nodes.remove(none.node)
+                reasons[none.node] = none.reason
+
+    def _fastest(self, plan: Plan) -> Plan:
+        """The fastest plan over some of the nodes, as a search finds it.
+
+        Workers are taken away one by one, down to the root, each time the one without which the rest is fastest. From
+        the best of these plans on, a worker is taken away, added or replaced, as long as that makes it faster.
+        """
+        best = plan
+        while plan := min(self._near(plan, new=()), key=Plan.step_seconds, default=None):
+            best = min(best, plan, key=Plan.step_seconds)
+        while True:
+            near = min(self._near(best, new=self._weights), key=Plan.step_seconds, default=best)
+            if near.step_seconds() >= best.step_seconds():
+                return best
+            best = near
+
+    def _near(self, plan: Plan, new: Iterable[NodeSpec]) -> Iterator[Plan]:
+        """Plans over these nodes without a worker that is the weakest in some respect, with a new one, and both."""
+        workers = plan.nodes[:0:-1]  # of equals the last goes first
+        weakest = dict.fromkeys(min(workers, key=strength) for strength in STRENGTHS if workers)
+        for gone, added in product([None, *weakest], [None, *(node for node in new if node not in plan.nodes)]):
+            if gone or added:
+                kept = (node for node in plan.nodes if node is not gone)
+                found = self._try({*kept, added})
+                if found:
+                    yield found
+
+    def _reason(self, plan: Plan, node: NodeSpec) -> str:
+        """Why a plan is better off without a node."""
+        try:
+            larger, reasons = self._largest({*plan.nodes, node})
+        except PlanError:
+            return "no share fits its memory beside the others"
+        if node in reasons:
+            return reasons[node]
+        with_it, without = (1000 * p.step_seconds() for p in (larger, plan))
+        return f"it is too slow to help: a token takes {with_it:.1f} ms with it, {without:.1f} ms without"
+
+    def _try(self, nodes: Collection[NodeSpec]) -> Plan | None:
+        try:
+            return self._over(nodes)
+        except (PlanError, NoShare):
+            return None
+
+    def _over(self, nodes: Collection[NodeSpec]) -> Plan:
+        """The plan over exactly these nodes, the root first as ever."""
+        weights = {node: weight for node, weight in self._weights.items() if node in nodes}
+        return replace(
+            self._empty,
+            shares=fit(self._empty.config, weights, self._empty.context, self._empty.kv_type, self._fixed),
+        )

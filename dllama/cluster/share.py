@@ -1,0 +1,124 @@
+"""What one node holds of a model, down to the rows and columns of every tensor."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from typing import NamedTuple
+
+from dllama.cluster.deal import kv_heads_of
+from dllama.cluster.node import NodeSpec
+from dllama.engine.memory import RUNTIME_BYTES, kv_bytes_per_token
+from dllama.formats import FloatType, ModelConfig, TensorInfo, tensor_layout
+from dllama.formats.blocks import BLOCK
+
+SEGMENTS = {
+    **dict.fromkeys(("attention_norm", "q", "k", "v", "q_norm", "k_norm", "o"), "attention"),
+    **dict.fromkeys(("ffn_norm", "w1", "w2", "w3"), "ffn"),
+    **dict.fromkeys(("final_norm", "output"), "output"),
+}
+"""What of a step reads a tensor. Of the embedding a step reads one row a token."""
+
+
+class Slice(NamedTuple):
+    """The part of a tensor ``[rows, columns]`` that a node holds."""
+
+    rows: range
+    columns: range
+
+
+@dataclass(frozen=True)
+class Share:
+    """One node's part of a model.
+
+    The ranges are those of neighbouring units; those of blocks and rows can be empty where nodes are many.
+    """
+
+    config: ModelConfig
+    node: NodeSpec
+    is_root: bool  # the root alone holds the embedding and samples
+    heads: range  # query heads
+    ffn_blocks: range  # blocks of 32 hidden values, the last one short where hidden_dim is no multiple
+    vocab: range  # rows of the output matrix
+    sum_blocks: range  # blocks of 32 of the residual stream that it sums in a reduce-scatter
+
+    @property
+    def kv_heads(self) -> range:
+        """The kv heads that its query heads read; the first and last may be held by others too."""
+        return kv_heads_of(self.config, self.heads)
+
+    @property
+    def kv_head_of(self) -> tuple[int, ...]:
+        """For each of its query heads, in order, which of its own kv heads it reads, counted from 0."""
+        group = self.config.n_heads // self.config.n_kv_heads
+        return tuple(head // group - self.kv_heads.start for head in self.heads)
+
+    @property
+    def hidden(self) -> range:
+        """Its hidden values: rows of w1 and w3, columns of w2."""
+        return _values(self.ffn_blocks, self.config.hidden_dim)
+
+    @property
+    def sums(self) -> range:
+        """The values of the residual stream that it sums in a reduce-scatter."""
+        return _values(self.sum_blocks, self.config.dim)
+
+    @cached_property
+    def slices(self) -> dict[str, Slice]:
+        """Its slice of each tensor, by the tensor's name and the same in every layer; the norms are held whole.
+
+        Column slices of quantised tensors begin and end between blocks. Only the root has rows of the embedding.
+        """
+        return {tensor.name: self._slice(tensor) for tensor, _ in _tensors(self.config)}
+
+    def _slice(self, tensor: TensorInfo) -> Slice:
+        heads, kv_heads = self._head_values(self.heads), self._head_values(self.kv_heads)
+        rows = {
+            "embedding": range(self.config.vocab_size if self.is_root else 0),
+            "q": heads,
+            **dict.fromkeys(("k", "v"), kv_heads),
+            **dict.fromkeys(("w1", "w3"), self.hidden),
+            "output": self.vocab,
+        }
+        columns = {"o": heads, "w2": self.hidden}
+        return Slice(rows.get(tensor.name, range(tensor.rows)), columns.get(tensor.name, range(tensor.columns)))
+
+    def _head_values(self, heads: range) -> range:
+        return range(heads.start * self.config.head_dim, heads.stop * self.config.head_dim)
+
+    @cached_property
+    def segment_bytes(self) -> dict[str, int]:
+        """Bytes of weights that one token reads in "attention", "ffn" (both of all layers) and "output"."""
+        sizes = dict.fromkeys(SEGMENTS.values(), 0)
+        for tensor, count in _tensors(self.config):
+            if tensor.name in SEGMENTS:
+                rows, columns = self.slices[tensor.name]
+                sizes[SEGMENTS[tensor.name]] += count * len(rows) * tensor.float_type.row_bytes(len(columns))
+        return sizes
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all that it holds but the embedding, which the root reads where its file is mapped."""
+        return sum(self.segment_bytes.values())
+
+    def kv_bytes_per_position(self, kv_type: FloatType) -> int:
+        """Bytes that one token takes in its KV caches, all layers together."""
+        return kv_bytes_per_token(self.config, kv_type) // self.config.n_kv_heads * len(self.kv_heads)
+
+    def memory_bytes(self, context: int, kv_type: FloatType) -> int:
+        """Bytes of memory that it takes to run with a context of so many tokens."""
+        return self.fixed_bytes(context) + self.weight_bytes + context * self.kv_bytes_per_position(kv_type)
+
+    def fixed_bytes(self, context: int) -> int:
+        """What of the memory is the same however small its share: the program, the rows of the embedding in use."""
+        rows = min(self.config.vocab_size, context) if self.is_root else 0
+        return RUNTIME_BYTES + rows * FloatType.F32.row_bytes(self.config.dim)
+
+
+def _values(blocks: range, end: int) -> range:
+    return range(min(blocks.start * BLOCK, end), min(blocks.stop * BLOCK, end))
+
+
+@lru_cache(maxsize=4)
+def _tensors(config: ModelConfig) -> tuple[tuple[TensorInfo, int], ...]:
+    """One tensor of each name, and how many of it the model has."""
+    one_layer = tensor_layout(replace(config, n_layers=1))
+    return tuple((tensor, 1 if tensor.layer is None else config.n_layers) for tensor in one_layer)

@@ -1,0 +1,121 @@
+"""Bytes and times of a token's exchanges, against figures worked out by hand."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dllama.cluster import traffic
+from dllama.cluster.deal import head_unit
+from dllama.cluster.planner import make_plan
+from dllama.cluster.traffic import Form, Traffic
+from dllama.formats import FloatType
+from tests.cluster.models import LLAMA2_7B, TINY, configs, equal_nodes
+
+VECTOR = 4096 // 32 * 34 + traffic.MESSAGE_BYTES  # 7B's residual stream in Q80, as a message
+PAIR = 8 + traffic.MESSAGE_BYTES
+
+
+def rounds(plan, form):
+    return traffic.rounds(form, plan.shares, plan.buffer_type, plan.top_k)
+
+
+def test_two_nodes_of_llama_2_7b_stay_below_290_kb():
+    root, worker = make_plan(LLAMA2_7B, equal_nodes(2)).traffic
+    assert root == Traffic(sent=VECTOR + 64 * VECTOR, received=64 * VECTOR + PAIR) == (289_120, 284_776)
+    assert worker == (root.received, root.sent)
+    assert max(root) <= 290_000
+
+
+def test_partial_sums_in_f32():
+    root, _ = make_plan(LLAMA2_7B, equal_nodes(2), buffer_type=FloatType.F32).traffic
+    assert root.sent == 65 * (4096 * 4 + traffic.MESSAGE_BYTES)
+
+
+def test_one_node_sends_nothing():
+    plan = make_plan(LLAMA2_7B, equal_nodes(1, read_speed=4e9))
+    assert plan.traffic == (Traffic(0, 0),)
+    assert plan.exchange_seconds == 0
+    assert plan.step_seconds() == plan.shares[0].weight_bytes / 4e9
+
+
+def test_a_full_mesh():
+    plan = make_plan(LLAMA2_7B, equal_nodes(4))
+    assert plan.form is Form.MESH
+    start, mesh, finish = rounds(plan, Form.MESH)
+    assert start == (((3 * VECTOR, 0), (0, VECTOR), (0, VECTOR), (0, VECTOR)), 1)
+    assert mesh == (((3 * VECTOR, 3 * VECTOR),) * 4, 64)
+    assert finish == (((0, 3 * PAIR), (PAIR, 0), (PAIR, 0), (PAIR, 0)), 1)
+    message = 0.2e-3 + 3 * VECTOR / 125e6
+    assert plan.exchange_seconds == pytest.approx(65 * message + 0.2e-3 + 3 * PAIR / 125e6)
+
+
+def test_reduce_scatter_and_all_gather_on_slow_links():
+    plan = make_plan(LLAMA2_7B, equal_nodes(4, bandwidth=12.5e6))
+    assert plan.form is Form.SCATTER
+    quarter = 1024 // 32 * 34 + traffic.MESSAGE_BYTES
+    _, scatter, gather, _ = rounds(plan, Form.SCATTER)
+    assert scatter == gather == (((3 * quarter, 3 * quarter),) * 4, 64)
+    assert plan.traffic[0] == (64 * 6 * quarter + 3 * VECTOR, 64 * 6 * quarter + 3 * PAIR)
+    assert plan.exchange_seconds == pytest.approx(
+        128 * (0.2e-3 + 3 * quarter / 12.5e6) + (0.2e-3 + 3 * VECTOR / 12.5e6) + (0.2e-3 + 3 * PAIR / 12.5e6)
+    )
+
+
+def test_a_node_without_values_to_sum_gets_none_to_sum():
+    plan = make_plan(TINY, equal_nodes(3))  # two blocks of 32 values
+    block = 34 + traffic.MESSAGE_BYTES
+    _, scatter, gather, _ = rounds(plan, Form.SCATTER)
+    assert scatter[0] == ((block, 2 * block), (block, 2 * block), (2 * block, 0))
+    assert gather[0] == ((2 * block, block), (2 * block, block), (0, 2 * block))
+
+
+@pytest.mark.parametrize(
+    ("values", "buffer_type", "nbytes"),
+    [(60, FloatType.F32, 240), (60, FloatType.Q80, 68), (64, FloatType.Q80, 68), (0, FloatType.Q80, 0)],
+)
+def test_bytes_of_values_in_a_buffer(values, buffer_type, nbytes):
+    assert traffic.vector_bytes(values, buffer_type) == nbytes
+
+
+@pytest.mark.parametrize(("top_k", "payload"), [(1, 8), (40, 41 * 8), (300, 257 * 8), (0, 256 * 4)])
+def test_logits_do_not_all_travel(top_k, payload):
+    plan = make_plan(TINY, equal_nodes(2), top_k=top_k)
+    finish, _ = rounds(plan, plan.form)[-1]
+    assert finish == ((0, payload + traffic.MESSAGE_BYTES), (payload + traffic.MESSAGE_BYTES, 0))
+
+
+def test_a_round_takes_as_long_as_its_slowest_node():
+    fast, far, narrow = equal_nodes(3)
+    far, narrow = replace(far, latency=0.01), replace(narrow, bandwidth=1000.0)
+    assert traffic.seconds((Traffic(10, 20), Traffic(20, 10)), (fast, far)) == pytest.approx(0.01 + 20 / 125e6)
+    assert traffic.seconds((Traffic(10, 20), Traffic(20, 10)), (fast, narrow)) == pytest.approx(0.2e-3 + 0.02)
+    assert traffic.seconds((Traffic(10, 20), Traffic(20, 10), Traffic(0, 0)), (fast, fast, far)) < 0.001
+
+
+@given(configs(), st.data())
+def test_what_is_sent_is_received_in_the_faster_form(config, data):
+    count = data.draw(st.integers(1, min(config.n_heads // head_unit(config), 9)))
+    nodes = [
+        replace(node, bandwidth=data.draw(st.floats(1e5, 1e9)), latency=data.draw(st.floats(0, 0.01)))
+        for node in equal_nodes(count)
+    ]
+    plan = make_plan(
+        config,
+        nodes,
+        ratios=[1.0] * count,
+        buffer_type=data.draw(st.sampled_from([FloatType.Q80, FloatType.F32])),
+        top_k=data.draw(st.integers(0, 50)),
+    )
+    times = {}
+    for form in Form:
+        found = rounds(plan, form)
+        for moved, _ in found:
+            assert sum(node.sent for node in moved) == sum(node.received for node in moved)
+        times[form] = sum(times * traffic.seconds(moved, nodes) for moved, times in found)
+    assert plan.exchange_seconds == times[plan.form] == min(times.values())
+    found = rounds(plan, plan.form)
+    assert [node.sent for node in plan.traffic] == [
+        sum(times * moved[node].sent for moved, times in found) for node in range(count)
+    ]
