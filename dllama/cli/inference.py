@@ -86,7 +86,11 @@ def sampler_settings(options: dict) -> SamplerSettings:
 @model_options
 @sampler_options
 @click.option("--quiet", is_flag=True, help="Print the generated text alone.")
-@click.option("--stats", metavar="FILE", help="Write what was measured, token by token, as JSON.")
+@click.option(
+    "--stats",
+    metavar="FILE",
+    help="Write what was measured, token by token, as JSON; the first token's inference is prefill_ms.",
+)
 def inference(prompt, prompt_file, steps, max_seq_len, quiet, stats, **options) -> None:
     """Generate text.
 

@@ -16,11 +16,11 @@ def test_version():
 def test_help_shows_a_first_command_and_every_command(args):
     text = succeeds(*args)
     assert 'dllama inference --prompt "' in text
-    for name in ("inference", "info", "perplexity"):
+    for name in ("inference", "info", "perplexity", "plan"):
         assert f"\n  {name} " in text
 
 
-@pytest.mark.parametrize("name", ["inference", "info", "perplexity"])
+@pytest.mark.parametrize("name", ["inference", "info", "perplexity", "plan"])
 def test_help_of_a_command_has_examples(name):
     assert f"\n    dllama {name} " in succeeds(name, "--help")
 
