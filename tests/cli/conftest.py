@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from dllama.embedded import model_path, tokenizer_path
 
+from dllama.embedded import model_path, tokenizer_path
 from dllama.formats import Arch, FloatType, ModelConfig, ModelWriter, tensor_layout
 
 CONFIG = ModelConfig(
