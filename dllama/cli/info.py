@@ -8,6 +8,7 @@ import click
 
 from dllama.cli.shape import shape
 from dllama.engine.memory import in_units, needed_bytes
+from dllama.errors import ModelError
 from dllama.formats import header
 from dllama.formats.blocks import FloatType
 from dllama.formats.files import open_regular
@@ -77,9 +78,12 @@ def _is_model(path: str) -> bool:
 
 
 def model_values(path: str, contexts: tuple[int, ...] | None, nodes: tuple[int, ...], kv_type: FloatType) -> dict:
-    """All that the command tells of a model; sizes in bytes. Raises FileError."""
+    """All that the command tells of a model; sizes in bytes. Raises FileError, ModelError."""
     with ModelFile(path) as file:
         config, nbytes, tensors = file.config, file.nbytes, list(file.tensors())
+    too_long = [context for context in contexts or () if context > config.seq_len]
+    if too_long:
+        raise ModelError(f"{path}: the model's context is {config.seq_len} tokens, and {too_long[0]} were asked for")
     parts = defaultdict(int)
     for tensor in tensors:
         parts[PARTS[tensor.name]] += tensor.nbytes

@@ -39,6 +39,11 @@ def test_a_model_as_a_table(small_model):
     assert f"128 {needed[0]} {needed[1]}" in rows
 
 
+def test_a_context_beyond_the_model(small_model):
+    message = fails("info", small_model, "--context", "64,129")
+    assert message == f"{small_model}: the model's context is 128 tokens, and 129 were asked for"
+
+
 def test_a_tokenizer(embedded):
     values = json.loads(succeeds("info", embedded.tokenizer, "--json"))
     assert values["vocabulary"] > 256
