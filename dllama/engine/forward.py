@@ -13,7 +13,7 @@ import numpy as np
 from dllama.engine import rope
 from dllama.engine.kv_cache import KVCache
 from dllama.engine.stages import ROW, STEP, run_segments
-from dllama.engine.weights import Weights
+from dllama.engine.weights import Weights, padded
 from dllama.errors import ModelError
 from dllama.formats import Activation, ModelFile, RopeType
 from dllama.kernels import dot, packed, tags
@@ -100,7 +100,7 @@ class Forward:
 
     def _floats(self, rows: int, columns: int) -> tuple[np.ndarray, int, int]:
         """A zeroed float32 array with padded rows, room for a whole tile of them; its address and row stride."""
-        width = -(-columns // 32) * 32
+        width = padded(columns)
         array = self._zeros(_tiled(rows) * width * 4).view(np.float32).reshape(-1, width)
         return array, array.ctypes.data, 4 * width
 
@@ -118,9 +118,6 @@ class Forward:
                 step[stride] = width
             self._buffers.append(array)
             return array
-
-        def padded(n: int) -> int:
-            return -(-n // 32) * 32
 
         def acts(name: str, columns: int) -> None:
             stride = acts_stride(w.tag, act, columns)

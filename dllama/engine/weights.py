@@ -16,6 +16,11 @@ NORMS = ("attention_norm", "ffn_norm", "q_norm", "k_norm")
 ALIGN = 64
 
 
+def padded(n: int) -> int:
+    """Floats in a row of n values: whole blocks of 32, the last filled up with zeros."""
+    return -(-n // 32) * 32
+
+
 class Weights:
     """Addresses of a model file's tensors.
 
@@ -73,9 +78,9 @@ class Weights:
 
     def _norm(self, name: str, layer: int | None) -> int:
         values = self._model.f32(name, layer)
-        padded = np.zeros(-(-len(values) // 32) * 32, np.float32)
-        padded[: len(values)] = values
-        return self._address(padded)
+        row = np.zeros(padded(len(values)), np.float32)
+        row[: len(values)] = values
+        return self._address(row)
 
     def _address(self, array: np.ndarray) -> int:
         self._kept.append(array)
