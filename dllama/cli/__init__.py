@@ -19,7 +19,7 @@ def main() -> None:
 
     \b
     Try it, with the small model that comes along:
-      dllama inference --prompt "Tom has 3 apples."
+      dllama inference --prompt "Question:" --repeat-penalty 1.05
 
     \b
     Then with a model of your own:

@@ -95,7 +95,7 @@ def inference(prompt, prompt_file, steps, max_seq_len, quiet, stats, **options) 
     """Generate text.
 
     \b
-      dllama inference --prompt "Tom has 3 apples."
+      dllama inference --prompt "Question:" --repeat-penalty 1.05
       dllama inference --model model.m --tokenizer tokenizer.t --prompt "Hello world" --steps 16 --nthreads 4
       cat question.txt | dllama inference --prompt-file - --quiet > answer.txt
 
