@@ -6,6 +6,7 @@ from collections import defaultdict
 
 import click
 
+from dllama.cli import options
 from dllama.cli.shape import shape
 from dllama.engine.memory import in_units, needed_bytes
 from dllama.errors import ModelError
@@ -43,13 +44,7 @@ class IntegerList(click.ParamType):
 @click.argument("file", metavar="FILE")
 @click.option("--context", type=IntegerList(), metavar="N,...", help="Context lengths to tell the memory needed for.")
 @click.option("--nodes", type=IntegerList(), default=(1, 2, 4), metavar="N,...", help="Node counts. [default: 1,2,4]")
-@click.option(
-    "--kv-float-type",
-    type=click.Choice(("f16", "f32", "q80"), case_sensitive=False),
-    default="f16",
-    show_default=True,
-    help="Type of the KV cache.",
-)
+@options.kv_float_type("Type of the KV cache.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def info(file, context, nodes, kv_float_type, as_json) -> None:
     """Show what a model or tokenizer FILE holds.

@@ -20,6 +20,17 @@ def _choice(*names: str) -> click.Choice:
     return click.Choice(names, case_sensitive=False)
 
 
+def buffer_float_type(help: str):
+    """The option `--buffer-float-type`."""
+    return click.option("--buffer-float-type", type=_choice("q80", "f32"), default="q80", show_default=True, help=help)
+
+
+def kv_float_type(help: str):
+    """The option `--kv-float-type`."""
+    choices = _choice("f16", "f32", "q80")
+    return click.option("--kv-float-type", type=choices, default="f16", show_default=True, help=help)
+
+
 BAR_AFTER = 2.0
 """Seconds after which loading shows how far it is."""
 
@@ -31,20 +42,8 @@ MODEL_OPTIONS = (
         type=_choice("f32", "f16", "q40", "q80"),
         help="What the model file has to hold; the file itself says what it holds.",
     ),
-    click.option(
-        "--buffer-float-type",
-        type=_choice("q80", "f32"),
-        default="q80",
-        show_default=True,
-        help="Activations that enter a product with the weights: q80 is fast, f32 is exact.",
-    ),
-    click.option(
-        "--kv-float-type",
-        type=_choice("f16", "f32", "q80"),
-        default="f16",
-        show_default=True,
-        help="Keys and values of past tokens: q80 takes about half the memory of f16.",
-    ),
+    buffer_float_type("Activations that enter a product with the weights: q80 is fast, f32 is exact."),
+    kv_float_type("Keys and values of past tokens: q80 takes about half the memory of f16."),
     click.option("--nthreads", type=click.IntRange(1, 256), metavar="N", help="Threads. [default: one for each core]"),
 )
 

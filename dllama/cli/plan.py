@@ -4,10 +4,9 @@ import json
 
 import click
 
-from dllama.cli import quantities
+from dllama.cli import options, quantities
 from dllama.cli.info import table
 from dllama.cli.node_options import DEVICES, NodeList, Ratios, SeveralValues
-from dllama.cli.options import open_model_file
 from dllama.cli.quantities import Quantity
 from dllama.cli.shape import describe, shape
 from dllama.cluster.node import NodeSpec
@@ -61,20 +60,8 @@ from dllama.formats.blocks import FloatType
 @click.option(
     "--context", type=click.IntRange(min=1), metavar="N", help="Context in tokens. [default: the model's own]"
 )
-@click.option(
-    "--buffer-float-type",
-    type=click.Choice(("q80", "f32"), case_sensitive=False),
-    default="q80",
-    show_default=True,
-    help="Of what travels between the nodes.",
-)
-@click.option(
-    "--kv-float-type",
-    type=click.Choice(("f16", "f32", "q80"), case_sensitive=False),
-    default="f16",
-    show_default=True,
-    help="Type of the KV cache.",
-)
+@options.buffer_float_type("Of what travels between the nodes.")
+@options.kv_float_type("Type of the KV cache.")
 @click.option(
     "--topk",
     type=click.IntRange(min=0),
@@ -100,7 +87,7 @@ def plan(model, nodes, count, ratios, context, buffer_float_type, kv_float_type,
     told = [node for value in nodes for node in value] or [(f"node{i}", {}) for i in range(1, count + 1)]
     assumed = []
     specs = [_node(name, fields, defaults, assumed) for name, fields in told]
-    with open_model_file(model) as file:
+    with options.open_model_file(model) as file:
         path, config = file.path, file.config
     result = make_plan(
         config,

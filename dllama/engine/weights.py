@@ -25,8 +25,8 @@ class Weights:
     """Addresses of a model file's tensors.
 
     Quantised matrices that meet Q80 activations are packed for this CPU's kernels, in memory with huge pages where
-    the system has them (a tenth faster to walk than a file's mapping), and the file's own pages let go at once. All
-    other matrices are used where they are mapped. Norms are copied and padded.
+    the system has them (`bench.bandwidth` tells what that gains), and the file's own pages let go at once. All other
+    matrices are used where they are mapped. Norms are copied and padded.
 
     ``tag``: the matrices' format; ``layers``: a ``LAYER`` record for each layer; ``embedding``: float32 [vocab, dim].
     ``progress(done, total)`` is called with bytes as matrices are packed.
