@@ -12,8 +12,8 @@ import importlib
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Llama": "dllama.engine.llama",
-    "Piece": "dllama.engine.llama",
+    "Llama": "dllama.llama",
+    "Piece": "dllama.llama",
     "Sampler": "dllama.engine.sampler",
     "SamplerSettings": "dllama.engine.sampler",
     "DllamaError": "dllama.errors",

@@ -89,21 +89,20 @@ def open_llama(
 
 
 @contextmanager
-def loading_bar() -> Iterator[Callable[[int, int], None]]:
-    """A `progress(done, total)` that draws a bar on standard error once loading has taken longer than BAR_AFTER."""
-    start, bar = time.monotonic(), None
+def loading_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """A `progress(task, done, total)` that draws a bar on standard error for each task that takes over BAR_AFTER."""
+    bars, start = {}, time.monotonic()
 
-    def progress(done: int, total: int) -> None:
-        nonlocal bar
-        if bar is None and time.monotonic() - start > BAR_AFTER:
-            bar = click.progressbar(length=total, label="loading weights", file=sys.stderr)
-        if bar is not None:
-            bar.update(done - bar.pos)
+    def progress(task: str, done: int, total: int) -> None:
+        if task not in bars and time.monotonic() - start > BAR_AFTER:
+            bars[task] = click.progressbar(length=total, label=task, file=sys.stderr)
+        if task in bars:
+            bars[task].update(done - bars[task].pos)
 
     try:
         yield progress
     finally:
-        if bar is not None:
+        for bar in bars.values():
             bar.render_finish()
 
 

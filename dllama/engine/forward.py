@@ -4,6 +4,8 @@ Prefill, decoding, several sequences at once and the check of draft tokens are a
 each seeing the positions of its own sequence up to its own, those of the same call included.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -11,11 +13,13 @@ from typing import NamedTuple
 import numpy as np
 
 from dllama.engine import rope
+from dllama.engine.interface import Row
 from dllama.engine.kv_cache import KVCache
+from dllama.engine.shape import NodeShape
 from dllama.engine.stages import ROW, STEP, run_segments
-from dllama.engine.weights import Weights, padded
+from dllama.engine.weights import Source, Weights, padded
 from dllama.errors import ModelError
-from dllama.formats import Activation, ModelFile, RopeType
+from dllama.formats import Activation, RopeType
 from dllama.kernels import dot, packed, tags
 from dllama.kernels.attention import HEADS, cache_row_bytes
 from dllama.kernels.elementwise import acts_stride
@@ -24,79 +28,108 @@ from dllama.kernels.team import Team
 MAX_ROWS = 128
 """Rows of one call; longer prompts take several."""
 ALIGN = 64
+ALWAYS = 1 << 30
+"""More segments than any model has: helpers of a led step go on until they are stopped."""
 
 
-class Row(NamedTuple):
+class Place(NamedTuple):
+    """Where a row belongs: what a `Row` says but for the token, which nodes other than the root never see."""
+
     sequence: KVCache
     position: int
-    token: int
+
+
+Exchange = Callable[[int, int, int], None]
+"""Turns a node's parts of a segment's output into the sums of all nodes' parts, in place: float32 [rows, dim], given by
+address, bytes from one row to the next (which are padded to 32 values), and number of rows."""
 
 
 class Forward:
-    """One model on one node: its weights, its threads, and the buffers of a step.
+    """One model, or a node's slice of it: its weights, its threads, and the buffers of a step.
 
-    ``act``: F32 or Q80, what the inputs of products are rounded to; ``cache``: F16, F32 or Q80, the KV caches' format.
+    ``act``: F32 or Q80, what the inputs of products are rounded to; ``cache``: F16, F32 or Q80, the KV caches' format;
+    ``shape``: the slice's; without it the source is a whole model.
     """
 
     def __init__(
         self,
-        model: ModelFile,
+        source: Source,
         team: Team,
         act: tags.Tag,
         cache: tags.Tag,
         context: int,
         progress: Callable[[int, int], None] = lambda done, total: None,
+        shape: NodeShape | None = None,
     ):
-        self.model, self.config, self.team, self.cache, self.context = model, model.config, team, cache, context
-        self.weights = Weights(model, act, team, progress)
+        self.source, self.config, self.team, self.cache, self.context = source, source.config, team, cache, context
+        self.shape = shape or NodeShape.whole(self.config)
+        self._embedding = source.f32("embedding") if shape is None else None
+        self.weights = Weights(source, act, team, progress)
         self._formats = self.weights.tag, act, cache
         self._frequencies = rope.frequencies(self.config)
         self._step = np.zeros(1, STEP)
         self._buffers = []
         self._logits = None
         self._allocate(act)
-        self._segments(0, 0, np.zeros(1, ROW))  # compiles, or loads what was compiled before
+        self.team.run(run_segments, *self._formats, self._step, self.weights.layers, np.zeros(1, ROW), 0, 0)  # compiles
 
     def sequence(self) -> KVCache:
         """An empty sequence."""
-        return KVCache(self.config, self.context, self.cache)
+        return KVCache(self.config, self.shape.n_kv_heads, self.context, self.cache)
 
     def forward(self, rows: Sequence[Row], wanted: Sequence[int] | None = None) -> np.ndarray:
-        """Logits, float32 [len(wanted), vocab], of the rows numbered in ``wanted`` (all rows where it is None).
+        """`step` for a whole model, from tokens. All rows are wanted where ``wanted`` is None."""
+        for row in rows:
+            if not 0 <= row.token < self.config.vocab_size:
+                raise ModelError(f"token {row.token} is outside the vocabulary of {self.config.vocab_size}")
+        x = self._embedding[[row.token for row in rows]]
+        places = [Place(row.sequence, row.position) for row in rows]
+        return self.step(x, places, range(len(rows)) if wanted is None else wanted)
 
-        At most MAX_ROWS rows. Each sequence's rows come in order of position and leave no gap to what it holds.
-        The array is overwritten by the next call.
+    def step(
+        self, x: np.ndarray, places: Sequence[Place], wanted: Sequence[int], exchange: Exchange | None = None
+    ) -> np.ndarray:
+        """Logits, float32 [len(wanted), this node's vocabulary], of the rows numbered in ``wanted``.
+
+        ``x``: embeddings, float32 [rows, dim], at most MAX_ROWS rows. Each sequence's rows come in order of position
+        and leave no gap to what it holds. ``exchange`` is called after each segment, but not after the output's; what
+        it raises ends the step. The array is overwritten by the next call.
         """
-        wanted = range(len(rows)) if wanted is None else wanted
-        table = self._table(rows, wanted)
-        self._x[: len(rows), : self.config.dim] = self.weights.embedding[[row.token for row in rows]]
-        angles = np.outer([row.position for row in rows], self._frequencies)
-        np.cos(angles, out=self._cos[: len(rows)], casting="same_kind")
-        np.sin(angles, out=self._sin[: len(rows)], casting="same_kind")
+        table = self._table(places, wanted)
+        self._x[: len(places), : self.config.dim] = x
+        angles = np.outer([place.position for place in places], self._frequencies)
+        np.cos(angles, out=self._cos[: len(places)], casting="same_kind")
+        np.sin(angles, out=self._sin[: len(places)], casting="same_kind")
+        args = *self._formats, self._step, self.weights.layers, table
         last = 2 * self.config.n_layers
-        self._segments(0, last + (len(wanted) > 0), table)
-        return self._logits[: len(wanted), : self.config.vocab_size]
+        self._step["gated"] = exchange is not None
+        if exchange is None:
+            self.team.run(run_segments, *args, 0, last + (len(wanted) > 0))
+        else:
+            y, stride = int(self._step["y"][0]), int(self._step["x_stride"][0])
+            with self.team.led(run_segments, *args, 0, ALWAYS):
+                for segment in range(last):
+                    run_segments(0, *args, segment, segment + 1)
+                    exchange(y, stride, len(places))
+                if len(wanted):
+                    run_segments(0, *args, last, last + 1)
+        return self._logits[: len(wanted), : self.shape.vocab_size]
 
-    def _table(self, rows: Sequence[Row], wanted: Sequence[int]) -> np.ndarray:
-        if not 0 < len(rows) <= MAX_ROWS:
-            raise ValueError(f"{len(rows)} rows, and a step takes 1 to {MAX_ROWS}")
-        table = np.zeros(len(rows), ROW)
-        for entry, (sequence, position, token) in zip(table, rows, strict=True):
+    def _table(self, places: Sequence[Place], wanted: Sequence[int]) -> np.ndarray:
+        if not 0 < len(places) <= MAX_ROWS:
+            raise ValueError(f"{len(places)} rows, and a step takes 1 to {MAX_ROWS}")
+        table = np.zeros(len(places), ROW)
+        for entry, (sequence, position) in zip(table, places, strict=True):
             if not 0 <= position < sequence.capacity:
                 raise ModelError(f"position {position} is outside the context of {sequence.capacity} tokens")
-            if not 0 <= token < self.config.vocab_size:
-                raise ModelError(f"token {token} is outside the vocabulary of {self.config.vocab_size}")
             entry["position"], entry["keys"], entry["values"] = position, sequence.keys, sequence.values
             entry["layer_stride"], entry["head_stride"] = sequence.layer_stride, sequence.head_stride
         table["wanted"][: len(wanted)] = wanted
         step = self._step[0]
-        step["rows"], step["logit_rows"] = len(rows), len(wanted)
+        step["rows"], step["logit_rows"] = len(places), len(wanted)
         if self._logits is None or len(self._logits) < len(wanted):
-            self._logits, step["logits"], step["logits_stride"] = self._floats(len(wanted), self.config.vocab_size)
+            self._logits, step["logits"], step["logits_stride"] = self._floats(len(wanted), self.shape.vocab_size)
         return table
-
-    def _segments(self, first: int, last: int, rows: np.ndarray) -> None:
-        self.team.run(run_segments, *self._formats, self._step, self.weights.layers, rows, first, last)
 
     def _floats(self, rows: int, columns: int) -> tuple[np.ndarray, int, int]:
         """A zeroed float32 array with padded rows, room for a whole tile of them; its address and row stride."""
@@ -110,10 +143,11 @@ class Forward:
         return memory[start : start + nbytes]
 
     def _allocate(self, act: tags.Tag) -> None:
-        c, w, step = self.config, self.weights, self._step[0]
+        c, n, w, step = self.config, self.shape, self.weights, self._step[0]
+        q_dim, kv_dim = n.n_heads * c.head_dim, n.n_kv_heads * c.head_dim
 
         def buffer(name: str, columns: int, stride: str | None = None) -> np.ndarray:
-            array, step[name], width = self._floats(MAX_ROWS, columns)
+            array, step[name], width = self._floats(MAX_ROWS, max(columns, 1))
             if stride:
                 step[stride] = width
             self._buffers.append(array)
@@ -126,8 +160,9 @@ class Forward:
             self._buffers.append(array)
 
         step["sync"], step["threads"] = self.team.sync, self.team.nthreads
-        step["dim"], step["hidden_dim"], step["vocab"] = c.dim, c.hidden_dim, c.vocab_size
-        step["heads"], step["kv_heads"], step["head_dim"] = c.n_heads, c.n_kv_heads, c.head_dim
+        step["dim"], step["hidden_dim"], step["vocab"] = c.dim, n.hidden_dim, n.vocab_size
+        step["heads"], step["kv_heads"], step["head_dim"] = n.n_heads, n.n_kv_heads, c.head_dim
+        step["group"], step["group_start"] = c.n_heads // c.n_kv_heads, n.group_start
         step["half_split"], step["gelu"] = c.rope_type is RopeType.HALF_SPLIT, c.activation is Activation.GELU
         step["epsilon"] = c.norm_epsilon
         step["dim_bytes"], step["q_bytes"], step["hidden_bytes"] = w.dim_bytes, w.q_bytes, w.hidden_bytes
@@ -137,15 +172,15 @@ class Forward:
         self._x = buffer("x", c.dim, "x_stride")
         buffer("y", c.dim)
         buffer("norm_out", c.dim)
-        buffer("qkv", padded(c.q_dim) + 2 * padded(c.kv_dim), "qkv_stride")
-        buffer("queries", c.n_heads * padded(c.head_dim), "queries_stride")
-        buffer("attention", c.q_dim, "attention_stride")
-        buffer("hidden", 2 * padded(c.hidden_dim), "hidden_row_stride")
+        buffer("qkv", padded(q_dim) + 2 * padded(kv_dim), "qkv_stride")
+        buffer("queries", n.n_heads * padded(c.head_dim), "queries_stride")
+        buffer("attention", q_dim, "attention_stride")
+        buffer("hidden", 2 * padded(n.hidden_dim), "hidden_row_stride")
         self._cos = buffer("cos", c.head_dim // 2, "rope_stride")[:, : c.head_dim // 2]
         self._sin = buffer("sin", c.head_dim // 2)[:, : c.head_dim // 2]
         acts("dim", c.dim)
-        acts("q", c.q_dim)
-        acts("hidden", c.hidden_dim)
+        acts("q", q_dim)
+        acts("hidden", n.hidden_dim)
 
         head = 4 * padded(c.head_dim)
         step["heads_out"] = _aligned(head)

@@ -7,15 +7,15 @@ from dllama.kernels.attention import cache_row_bytes
 
 
 class KVCache:
-    """Room for ``capacity`` positions, taken from the system as they are written.
+    """Room for ``capacity`` positions of ``kv_heads`` heads, taken from the system as they are written.
 
     Layout: keys, then values, each [layer, kv head, position, bytes of a row].
     """
 
-    def __init__(self, config: ModelConfig, capacity: int, cache: tags.Tag):
+    def __init__(self, config: ModelConfig, kv_heads: int, capacity: int, cache: tags.Tag):
         self.capacity = capacity
         self.head_stride = capacity * cache_row_bytes(cache, config.head_dim)
-        self.layer_stride = config.n_kv_heads * self.head_stride
+        self.layer_stride = kv_heads * self.head_stride
         self.nbytes = 2 * config.n_layers * self.layer_stride
         self._memory = anonymous(self.nbytes, huge=False)
         self.keys = self._memory.ctypes.data

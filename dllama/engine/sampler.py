@@ -11,10 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dllama.engine.candidates import MAX_RECENT, MIN_TEMPERATURE, Candidates, Reduction, reduce
+from dllama.engine.filters import scores, top_k, top_p, weights
 from dllama.errors import ModelError
 
-# Below this temperature, logits that differ in their last float32 bit are already e^-1 apart: greedy, to rounding.
-MIN_TEMPERATURE = 1e-6
+# More than the sums of float64 that a mass is made of differ with the order of their terms. Where equal tokens reach
+# top_p to the last bit, rounding must not decide whether one more is kept.
+SUM_ERROR = 1e-12
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,9 @@ class SamplerSettings:
         _require(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1 (off)")
         _require(0 <= self.min_p <= 1, "min_p", self.min_p, "from 0 (off) to 1")
         _require(0 < self.repetition_penalty < math.inf, "repetition_penalty", self.repetition_penalty, "above 0")
-        _require(self.repetition_window >= 1, "repetition_window", self.repetition_window, "1 or more")
+        _require(
+            1 <= self.repetition_window <= MAX_RECENT, "repetition_window", self.repetition_window, f"1 to {MAX_RECENT}"
+        )
         _require(self.seed is None or self.seed >= 0, "seed", self.seed, "0 or more")
 
 
@@ -67,88 +72,67 @@ class Sampler:
         self._random = np.random.Generator(np.random.PCG64(self.seed))
 
     def sample(self, logits: np.ndarray, history: Sequence[int]) -> int:
-        """The next token id.
+        """The next token id, from all the logits.
 
         logits: float32 [vocab_size], left as they are; -inf forbids a token
         history: the token ids so far, prompt included, oldest first
 
         Raises ModelError where the logits are no distribution: NaN, +inf, or all of them -inf.
         """
-        settings = self.settings
         if logits.shape != (self.vocab_size,):
             raise ValueError(f"logits have shape {logits.shape}, not ({self.vocab_size},)")
-        if settings.repetition_penalty != 1:
-            logits = penalise(logits, history[-settings.repetition_window :], settings.repetition_penalty)
+        return self.choose(reduce(logits, 0, self.reduction(history)))
 
-        best = int(logits.argmax())  # the lowest id of equals; a NaN counts as the largest
-        if not math.isfinite(logits[best]):
-            raise ModelError(f"the logits of the model are not a distribution: the largest is {logits[best]}")
-        if settings.temperature < MIN_TEMPERATURE:
-            return best
+    def reduction(self, history: Sequence[int]) -> Reduction:
+        """What a node may leave out of its logits after this history, for `choose` to take the same token."""
+        settings = self.settings
+        penalised = settings.repetition_penalty != 1
+        return Reduction(
+            settings.temperature,
+            settings.top_k if settings.top_k < self.vocab_size else 0,
+            settings.min_p,
+            (1 - settings.top_p) / self.vocab_size,
+            settings.repetition_penalty,
+            tuple(history[-settings.repetition_window :]) if penalised else (),
+        )
 
-        ids, probabilities = candidates(logits, settings)
+    def choose(self, candidates: Candidates) -> int:
+        """The next token id, from the merged candidates of the whole vocabulary under `reduction`.
+
+        Raises ModelError where the logits are no distribution: NaN, +inf, or all of them -inf.
+        """
+        best = int(candidates.logits.argmax())  # the lowest id of equals; a NaN counts as the largest
+        if not math.isfinite(candidates.logits[best]):
+            raise ModelError(
+                f"the logits of the model are not a distribution: the largest is {candidates.logits[best]}"
+            )
+        if self.settings.temperature < MIN_TEMPERATURE:
+            return int(candidates.ids[best])
+
+        ids, probabilities = likely(candidates, self.settings)
         cumulative = np.cumsum(probabilities, dtype=np.float64)
         drawn = np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right")
         return int(ids[min(drawn, len(ids) - 1)])  # the product may round up to the last sum
 
 
-def penalise(logits: np.ndarray, recent: Sequence[int], penalty: float) -> np.ndarray:
-    """A copy of the logits [vocab] in which each id of `recent` is weakened once, however often it occurs.
-
-    CTRL's penalty (Keskar et al. 2019, section 4.1) in the form that Hugging Face and llama.cpp share: a positive
-    logit is divided by the penalty and a negative one multiplied, so that both become less likely.
-    """
-    ids = np.unique(np.asarray(recent, dtype=np.int64))
-    logits = logits.copy()
-    seen = logits[ids]
-    logits[ids] = np.where(seen > 0, seen / penalty, seen * penalty)
-    return logits
-
-
-def candidates(logits: np.ndarray, settings: SamplerSettings) -> tuple[np.ndarray, np.ndarray]:
+def likely(candidates: Candidates, settings: SamplerSettings) -> tuple[np.ndarray, np.ndarray]:
     """The token ids that may be drawn, int64 [n], and their probabilities relative to each other, float32 [n].
 
-    logits: float32 [vocab], the largest of them finite; settings.temperature is not 0
+    The largest of the candidates' logits is finite; settings.temperature is not 0.
     """
-    with np.errstate(over="ignore"):  # far below the largest, at a low temperature: -inf, probability 0
-        scores = (logits - logits.max()) / np.float32(settings.temperature)  # the largest is 0
-    ids = np.arange(len(scores))
-    if 0 < settings.top_k < len(scores):
-        ids = top_k(scores, settings.top_k)
-        scores = scores[ids]
+    ids, relative = candidates.ids, scores(candidates.logits, settings.temperature)
+    if 0 < settings.top_k < len(ids):
+        kept = top_k(candidates.logits, settings.top_k)
+        ids, relative = ids[kept], relative[kept]
     if settings.min_p > 0:
-        kept = np.flatnonzero(scores >= math.log(settings.min_p))
-        ids, scores = ids[kept], scores[kept]
-    probabilities = np.exp(scores)
+        kept = np.flatnonzero(relative >= math.log(settings.min_p))
+        ids, relative = ids[kept], relative[kept]
+    probabilities = np.exp(relative)
     if settings.top_p < 1:
-        kept = top_p(probabilities, settings.top_p)
+        if candidates.mass is None:
+            kept = top_p(probabilities, settings.top_p)
+        else:
+            total = candidates.mass * (1 - SUM_ERROR)
+            kept = top_p(weights(candidates.logits, settings.temperature), settings.top_p, total)
         ids, probabilities = ids[kept], probabilities[kept]
     return ids, probabilities
-
-
-def top_k(scores: np.ndarray, k: int) -> np.ndarray:
-    """Indices of the k largest scores, ascending, int64 [k]; of equals the lowest stay. 0 < k < len(scores)."""
-    return _reaching(scores, np.partition(scores, -k)[-k], k)
-
-
-def top_p(probabilities: np.ndarray, p: float) -> np.ndarray:
-    """Indices of the smallest set of largest probabilities that reaches p of their sum, ascending. 0 < p < 1.
-
-    Of n tokens, those each below (1 - p) / n of the sum hold less than 1 - p of it together, so the rest reach p
-    without them and only the rest is sorted: a few hundred of 128,000 for the distributions that models give.
-    """
-    total = probabilities.sum(dtype=np.float64)
-    rest = probabilities[probabilities >= total * (1 - p) / len(probabilities)]
-    descending = np.sort(rest)[::-1]
-    count = 1 + int(np.searchsorted(np.cumsum(descending, dtype=np.float64), p * total))
-    count = min(count, len(rest))  # rounding may leave the last sum just short
-    return _reaching(probabilities, descending[count - 1], count)
-
-
-def _reaching(values: np.ndarray, threshold: np.float32, count: int) -> np.ndarray:
-    """Indices of the values that reach the threshold, the count-th largest value; of those equal to it the first."""
-    indices = np.flatnonzero(values >= threshold)
-    surplus = len(indices) - count
-    if surplus:
-        indices = np.setdiff1d(indices, np.flatnonzero(values == threshold)[-surplus:], assume_unique=True)
-    return indices

@@ -3,7 +3,9 @@
 A layer has two **segments**, and an exchange belongs after each: the attention segment turns the residual stream into
 this node's part of the attention output, the FFN segment into its part of the FFN output; with several nodes the parts
 are summed before the next segment adds them to the stream. Segment 2·l is the attention of layer l, 2·l + 1 its FFN,
-2·n_layers the output rows. On one node a whole step is one call.
+2·n_layers the output rows. On one node a whole step is one call of every thread. With several nodes the helpers still
+make one call, but stop at a gate before each segment until the leading thread, which comes back from its call to
+exchange the parts, calls again for the next.
 
 Within a segment the stages below follow one another, a barrier after each. A stage shares its items out by tickets.
 All sizes and addresses come in one record, so that a call costs little: see ``STEP``, ``LAYER`` and ``ROW``.
@@ -16,7 +18,7 @@ from dllama.kernels.dot import multiply_rows
 from dllama.kernels.elementwise import add, copy, floats, gelu_times, rms_norm, silu_times, to_acts, to_cache
 from dllama.kernels.jit import jit
 from dllama.kernels.packed import ROWS, multiply_packed, uses_packed
-from dllama.kernels.team import meet, take
+from dllama.kernels.team import gate, meet, take
 
 ITEM_BYTES = 64 << 10
 """Weights that one ticket of a product stands for: long enough to stream, short enough to share out evenly."""
@@ -28,9 +30,9 @@ def _record(**fields):
 
 STEP = _record(
     i8="""
-    sync threads
+    sync threads gated
     rows logit_rows
-    dim hidden_dim heads kv_heads head_dim vocab
+    dim hidden_dim heads kv_heads group group_start head_dim vocab
     dim_bytes q_bytes hidden_bytes
     half_split gelu
     x y norm_out qkv queries attention hidden logits
@@ -45,7 +47,9 @@ STEP = _record(
 )
 """Sizes, addresses and strides (bytes) of a step.
 
+gated: whether threads stop at a gate before each segment.
 rows: tokens in the batch; logit_rows: those whose logits are wanted; heads, kv_heads, hidden_dim, vocab: this node's.
+group: query heads of a kv head; group_start: those of this node's first kv head that nodes before it have.
 dim_bytes, q_bytes, hidden_bytes: from one row of weights to the next, for inputs of the width of the residual stream,
 of the node's queries and of its hidden values.
 x: residual stream; y: this node's part of a segment's output, and after the exchange the sum of all;
@@ -75,6 +79,10 @@ def run_segments(thread, weight, act, cache, step, layers, rows, first, last):
     s = step[0]
     base = 0
     for segment in range(first, last):
+        if s.gated:
+            base = 0
+            if gate(thread, s.sync, s.threads):
+                return
         if segment == 2 * len(layers):
             base = _output(thread, base, weight, act, s, rows)
         elif segment % 2 == 0:
@@ -186,7 +194,7 @@ def _product(
 ):  # fmt: skip
     """out[t] = w0·x[t], w1·x[t], w2·x[t] side by side, each padded to 32, for up to three matrices of one width."""
     packed = uses_packed(weight, act)
-    chunk = max(ITEM_BYTES // (w_stride * tokens), 1)
+    chunk = max(ITEM_BYTES // max(w_stride * tokens, 1), 1)  # a node may have no hidden values, rows of 0 bytes
     chunk = min(chunk, (rows0 + rows1 + rows2) // (s.threads * 8))
     chunk = max((chunk + ROWS - 1) // ROWS, 1) * ROWS
     items0, items1, items2 = -(-rows0 // chunk), -(-rows1 // chunk), -(-rows2 // chunk)
@@ -212,10 +220,16 @@ def _product(
     return base + items + s.threads
 
 
+@jit(inline=True)
+def _queries_of(s, kv_head):
+    """This node's query heads that read its kv head of this number, first and end."""
+    start = kv_head * s.group - s.group_start
+    return max(start, 0), min(start + s.group, s.heads)
+
+
 @jit
 def _rotate(thread, base, cache, s, layer, rows, index):
     """q and k norms, rotary embedding, and the new keys and values into the cache. An item is a kv head of a row."""
-    group = s.heads // s.kv_heads
     padded = _padded(s.head_dim)
     scratch = s.scratch + thread * s.scratch_stride
     key = floats(scratch, padded)  # zeros beyond the head, for nothing writes there
@@ -226,7 +240,8 @@ def _rotate(thread, base, cache, s, layer, rows, index):
         qkv = s.qkv + r * s.qkv_stride
         cos = floats(s.cos + r * s.rope_stride, s.head_dim // 2)
         sin = floats(s.sin + r * s.rope_stride, s.head_dim // 2)
-        for h in range(g * group, (g + 1) * group):
+        first, end = _queries_of(s, g)
+        for h in range(first, end):
             query = floats(s.queries + r * s.queries_stride + h * 4 * padded, padded)
             _turn(floats(qkv + 4 * h * s.head_dim, s.head_dim), query, layer.q_norm, cos, sin, s)
         place = index * row.layer_stride + g * row.head_stride + row.position * s.cache_row
@@ -267,7 +282,6 @@ def _turn(source, out, norm, cos, sin, s):
 @jit
 def _attend(thread, base, cache, s, rows, index):
     """Attention of each query over its own past. An item is a kv head of a row, the longest pasts first."""
-    group = s.heads // s.kv_heads
     padded = _padded(s.head_dim)
     scratch = s.scratch + thread * s.scratch_stride
     out = scratch + s.heads_out
@@ -277,7 +291,7 @@ def _attend(thread, base, cache, s, rows, index):
         row = rows[r]
         place = index * row.layer_stride + g * row.head_stride
         past = row.position + 1
-        h, end = g * group, (g + 1) * group
+        h, end = _queries_of(s, g)
         while h < end:
             heads = HEADS if end - h >= HEADS else 1
             attend(

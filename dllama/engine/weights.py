@@ -1,12 +1,13 @@
 """A model's weights as the compiled stages see them: addresses of matrices, packed or as they are mapped."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Protocol
 
 import numpy as np
 
 from dllama.engine.pages import anonymous
 from dllama.engine.stages import LAYER
-from dllama.formats import ModelFile, TensorInfo
+from dllama.formats import ModelConfig, TensorInfo
 from dllama.kernels import tags
 from dllama.kernels.packed import is_packed, pack, packed_bytes
 from dllama.kernels.team import Team
@@ -21,26 +22,44 @@ def padded(n: int) -> int:
     return -(-n // 32) * 32
 
 
+class Source(Protocol):
+    """Where weights come from: a whole model file, or a node's slice of one, with the shapes of the slice."""
+
+    config: ModelConfig
+
+    def tensors(self) -> Iterable[TensorInfo]: ...
+
+    def info(self, name: str, layer: int | None = None) -> TensorInfo: ...
+
+    def raw(self, name: str, layer: int | None = None) -> np.ndarray:
+        """uint8 [rows, row_bytes], rows at any stride."""
+
+    def f32(self, name: str, layer: int | None = None) -> np.ndarray: ...
+
+    def release(self, name: str, layer: int | None = None) -> None: ...
+
+
 class Weights:
-    """Addresses of a model file's tensors.
+    """Addresses of the tensors of a model, or of a node's slice of it.
 
     Quantised matrices that meet Q80 activations are packed for this CPU's kernels, in memory with huge pages where
     the system has them (`bench.bandwidth` tells what that gains), and the file's own pages let go at once. All other
     matrices are used where they are mapped. Norms are copied and padded.
 
-    ``tag``: the matrices' format; ``layers``: a ``LAYER`` record for each layer; ``embedding``: float32 [vocab, dim].
+    ``tag``: the matrices' format; ``layers``: a ``LAYER`` record for each layer; ``dim_bytes``, ``q_bytes``,
+    ``hidden_bytes``: from one row to the next of matrices whose inputs are of that width.
     ``progress(done, total)`` is called with bytes as matrices are packed.
     """
 
-    def __init__(self, model: ModelFile, act: tags.Tag, team: Team, progress: Callable[[int, int], None]):
-        config = model.config
+    def __init__(self, source: Source, act: tags.Tag, team: Team, progress: Callable[[int, int], None]):
+        config = source.config
         self.tag = tags.BY_NAME[config.weight_type.name.lower()]
-        self._model, self._team, self._progress = model, team, progress
+        self._source, self._team, self._progress = source, team, progress
         self._kept: list[np.ndarray] = []
         self._packed = self._packing_room() if is_packed(self.tag, act) else None
         self._done = 0
         self.layers = np.zeros(config.n_layers, LAYER)
-        present = {info.name for info in model.tensors()}
+        present = {info.name for info in source.tensors()}
         for index, layer in enumerate(self.layers):
             for name in MATRICES:
                 layer[name] = self._matrix(name, index)
@@ -48,14 +67,11 @@ class Weights:
                 layer[name] = self._norm(name, index)
         self.output = self._matrix("output", None)
         self.final_norm = self._norm("final_norm", None)
-        self.embedding = model.f32("embedding")
-        self.dim_bytes = config.weight_type.row_bytes(config.dim)
-        self.q_bytes = config.weight_type.row_bytes(config.q_dim)
-        self.hidden_bytes = config.weight_type.row_bytes(config.hidden_dim)
+        self.dim_bytes, self.q_bytes, self.hidden_bytes = (self._stride(name) for name in ("q", "o", "w2"))
 
     def _packing_room(self) -> np.ndarray:
         """Memory for all matrices."""
-        self._total = sum(self._room(info) for info in self._model.tensors() if info.name in (*MATRICES, "output"))
+        self._total = sum(self._room(info) for info in self._source.tensors() if info.name in (*MATRICES, "output"))
         return anonymous(self._total, huge=True)
 
     def _room(self, info: TensorInfo) -> int:
@@ -63,21 +79,25 @@ class Weights:
         return -(-packed_bytes(self.tag, info.rows, info.columns) // ALIGN) * ALIGN
 
     def _matrix(self, name: str, layer: int | None) -> int:
-        raw = self._model.raw(name, layer)
+        raw = self._source.raw(name, layer)
         if self._packed is None:
             return self._address(raw)
-        info = self._model.info(name, layer)
+        info = self._source.info(name, layer)
         target = self._packed.ctypes.data + self._done
         self._team.run(
-            pack, self._team.sync, self.tag, raw.ctypes.data, info.row_bytes, info.rows, info.columns, target
+            pack, self._team.sync, self.tag, raw.ctypes.data, raw.strides[0], info.rows, info.columns, target
         )
-        self._model.release(name, layer)
+        self._source.release(name, layer)
         self._done += self._room(info)
         self._progress(self._done, self._total)
         return target
 
+    def _stride(self, name: str) -> int:
+        """Bytes from one row to the next, the same in every layer; packed rows are as long as their blocks."""
+        return self._source.raw(name, 0).strides[0] if self._packed is None else self._source.info(name, 0).row_bytes
+
     def _norm(self, name: str, layer: int | None) -> int:
-        values = self._model.f32(name, layer)
+        values = self._source.f32(name, layer)
         row = np.zeros(padded(len(values)), np.float32)
         row[: len(values)] = values
         return self._address(row)

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import mmap
 import os
 import secrets
 import shutil
@@ -12,6 +13,9 @@ from typing import BinaryIO
 from dllama.errors import FileError
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+NEIGHBOURS = 2 << 20
+"""Bytes that Linux may map along with one that is touched, aligned to themselves: a huge page of its file cache."""
 
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:
@@ -28,6 +32,16 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
         os.close(fd)
         raise FileError(path, "a folder, not a file" if stat.S_ISDIR(mode) else "not a regular file")
     return os.fdopen(fd, "rb")
+
+
+def release_pages(mapped: mmap.mmap, first: int, end: int) -> None:
+    """Let go of the pages of bytes ``first`` up to ``end`` of a file mapped read-only, where the system can.
+
+    Those that came along with them go too. All are read again, mostly from the system's own memory, if touched.
+    """
+    if hasattr(mmap, "MADV_DONTNEED") and first < end:
+        first, end = first & -NEIGHBOURS, min(-(-end // NEIGHBOURS) * NEIGHBOURS, len(mapped))
+        mapped.madvise(mmap.MADV_DONTNEED, first, end - first)
 
 
 def reason(error: OSError) -> str:

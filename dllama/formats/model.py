@@ -11,7 +11,7 @@ from dllama.errors import FileError, FormatError
 from dllama.formats import layout
 from dllama.formats.blocks import FloatType, dequantize, quantize
 from dllama.formats.config import ModelConfig
-from dllama.formats.files import AtomicFile, open_regular, reason
+from dllama.formats.files import AtomicFile, open_regular, reason, release_pages
 from dllama.formats.header import MAX_HEADER_BYTES, pack_header, unpack_header
 from dllama.formats.layout import TensorInfo
 
@@ -24,7 +24,8 @@ class ModelFile:
     Nothing is mapped before the header makes sense and the file's length is exactly what the header calls for.
     Raises FileError where the file cannot be opened, FormatError where it is not a sound model.
 
-    config: ModelConfig;  path: Path;  nbytes: size of the file;  header_bytes: offset of the first tensor
+    config: ModelConfig;  path: Path;  nbytes: size of the file;  header_bytes: offset of the first tensor;  stat: what
+    the system said of the file when it was opened
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -34,7 +35,8 @@ class ModelFile:
                 self.config, self.header_bytes = unpack_header(file.read(MAX_HEADER_BYTES))
             except ValueError as error:
                 raise FormatError(self.path, str(error)) from None
-            self.nbytes = os.fstat(file.fileno()).st_size
+            self.stat = os.fstat(file.fileno())
+            self.nbytes = self.stat.st_size
             expected = self.header_bytes + layout.weights_bytes(self.config)
             if self.nbytes != expected:
                 state = "truncated" if self.nbytes < expected else "oversized"
@@ -70,12 +72,12 @@ class ModelFile:
             return raw.view("<f4").reshape(info.shape)
         return dequantize(raw, info.float_type, info.columns).reshape(info.shape)
 
-    def release(self, name: str, layer: int | None = None) -> None:
-        """Let go of a tensor's pages in memory, where the system can; they are read again if they are touched."""
+    def release(self, name: str, layer: int | None = None, rows: range | None = None) -> None:
+        """Let go of the pages of a tensor, or of some of its rows, where the system can; they are read again if they
+        are touched."""
         info = self.info(name, layer)
-        first, end = -(-info.offset // mmap.PAGESIZE) * mmap.PAGESIZE, (info.offset + info.nbytes) & -mmap.PAGESIZE
-        if hasattr(mmap, "MADV_DONTNEED") and first < end:
-            self._map.madvise(mmap.MADV_DONTNEED, first, end - first)
+        rows = range(info.rows) if rows is None else rows
+        release_pages(self._map, info.offset + rows.start * info.row_bytes, info.offset + rows.stop * info.row_bytes)
 
     def close(self) -> None:
         """Let go of the mapping. Views that others still hold stay valid; the mapping goes with the last one."""

@@ -7,7 +7,6 @@ compiler's versions: a change of any of them starts a fresh folder.
 
 import hashlib
 import os
-import sys
 import tempfile
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import llvmlite
 import numba
 from numba.core import config
 
+from dllama.folders import cache_folder
 from dllama.kernels import arm, cpu, isa, x86
 from dllama.kernels.tags import Tag
 
@@ -24,21 +24,14 @@ ISA = _ISAS[cpu.select()]()
 """The kernels' instruction set, chosen once for the process."""
 
 
-def _base_folder() -> Path:
-    if os.environ.get("NUMBA_CACHE_DIR"):
-        return Path(os.environ["NUMBA_CACHE_DIR"])
-    if sys.platform == "darwin":
-        return Path(os.path.expanduser("~/Library/Caches")) / "dllama"
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "dllama"
-
-
 def _cache_folder() -> Path:
     compiler = numba.__version__, llvmlite.__version__, config.CPU_NAME, config.CPU_FEATURES
     digest = hashlib.sha256(repr(compiler).encode())
     kernels = Path(__file__).parent
     for source in sorted([*kernels.glob("*.py"), kernels.parent / "engine" / "stages.py"]):
         digest.update(source.read_bytes())
-    return _base_folder() / f"kernels-{ISA.name}-{digest.hexdigest()[:16]}"
+    base = Path(os.environ.get("NUMBA_CACHE_DIR") or cache_folder())
+    return base / f"kernels-{ISA.name}-{digest.hexdigest()[:16]}"
 
 
 def _is_writable(folder: Path) -> bool:

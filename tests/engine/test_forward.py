@@ -65,7 +65,7 @@ ways = pytest.mark.parametrize("pieces", WAYS.values(), ids=WAYS)
 def test_every_shape_in_float32(build, shape, pieces):
     engine = build(shape)
     tokens = tokens_for(engine)
-    assert errors(run(engine, tokens, pieces), reference.logits(engine.model, tokens)).max() < 1e-5
+    assert errors(run(engine, tokens, pieces), reference.logits(engine.source, tokens)).max() < 1e-5
 
 
 # The reference rounds where the engine does, and then agrees as well as float32 allows, but for the rows where a value
@@ -95,10 +95,10 @@ def test_every_format(build, weight_type, act, cache, tipped, unrounded, pieces)
     engine = build(BLOCKED, weight_type, act, cache)
     tokens = tokens_for(engine)
     found = run(engine, tokens, pieces)
-    rounded = errors(found, reference.logits(engine.model, tokens, ROUND_ACT[act], ROUND_CACHE[cache]))
+    rounded = errors(found, reference.logits(engine.source, tokens, ROUND_ACT[act], ROUND_CACHE[cache]))
     assert rounded.min() < 1e-6
     assert rounded.max() < tipped
-    assert errors(found, reference.logits(engine.model, tokens)).max() < unrounded
+    assert errors(found, reference.logits(engine.source, tokens)).max() < unrounded
 
 
 @pytest.mark.parametrize("shape", ["gqa", "qwen3"])
@@ -106,7 +106,7 @@ def test_long_prompts_past_a_full_batch(build, shape):
     engine = build(SHAPES[shape])
     tokens = tokens_for(engine, 2 * MAX_ROWS + 9)
     found = run(engine, tokens, [MAX_ROWS, MAX_ROWS, 8, 1])
-    assert errors(found, reference.logits(engine.model, tokens)).max() < 1e-5
+    assert errors(found, reference.logits(engine.source, tokens)).max() < 1e-5
 
 
 def test_sequences_in_one_call_do_not_see_each_other(build):
@@ -198,7 +198,7 @@ def test_what_cannot_be_run_is_refused(build):
             engine.forward([Row(sequence, 0, token)])
     tokens = tokens_for(engine, 5)
     found = run(engine, tokens, [5], sequence)
-    assert errors(found, reference.logits(engine.model, tokens)).max() < 1e-5, "an error leaves the engine usable"
+    assert errors(found, reference.logits(engine.source, tokens)).max() < 1e-5, "an error leaves the engine usable"
 
 
 def test_the_last_position_of_the_context_can_be_used(build):
@@ -206,4 +206,4 @@ def test_the_last_position_of_the_context_can_be_used(build):
     engine = build(shape)
     tokens = tokens_for(engine, 16)
     found = run(engine, tokens, [15, 1])
-    assert errors(found, reference.logits(engine.model, tokens)).max() < 1e-5
+    assert errors(found, reference.logits(engine.source, tokens)).max() < 1e-5

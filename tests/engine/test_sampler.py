@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dllama.engine.sampler import Sampler, SamplerSettings, candidates, penalise, top_k, top_p
+from dllama.engine.candidates import reduce
+from dllama.engine.sampler import Sampler, SamplerSettings, likely
 from dllama.errors import ModelError
 
 # Few distinct values, so that equal logits are common.
@@ -74,25 +75,6 @@ def test_greedy_takes_the_lowest_id_of_the_largest(logits, seed):
     assert draw(logits, temperature=5.0, top_k=1, top_p=1.0, seed=seed) == [expected]
 
 
-@given(logit_lists, st.integers(1, 200))
-def test_top_k_is_the_head_of_a_stable_sort(logits, k):
-    scores = np.array(logits, np.float32)
-    if k < len(scores):
-        assert top_k(scores, k).tolist() == sorted(sorted(range(len(scores)), key=lambda i: -scores[i])[:k])
-
-
-@given(logit_lists, st.floats(0.01, 0.99))
-def test_top_p_is_the_smallest_head_of_a_sort_that_reaches_p(logits, p):
-    probabilities = np.exp(np.array(logits, np.float32))
-    kept = top_p(probabilities, p).tolist()
-    order = sorted(range(len(logits)), key=lambda i: -probabilities[i])
-    assert kept == sorted(order[: len(kept)])
-    mass = probabilities.astype(np.float64)
-    total = mass.sum()
-    assert mass[kept].sum() >= p * total * (1 - 1e-9)
-    assert mass[order[: len(kept) - 1]].sum() < p * total * (1 + 1e-9)
-
-
 @given(
     logit_lists,
     st.floats(0.01, 10),
@@ -112,10 +94,22 @@ def test_any_settings_draw_a_candidate_and_a_seed_repeats_it(logits, temperature
     drawn = [sampler.sample(logits, history) for _ in range(5)]
     again = Sampler(settings, len(logits))
     assert [again.sample(logits, history) for _ in range(5)] == drawn
-    ids, probabilities = candidates(penalise(logits, history[-64:], penalty), settings)
+    ids, probabilities = likely(reduce(logits, 0, sampler.reduction(history)), settings)
     assert set(drawn) <= set(ids[probabilities > 0].tolist())
     assert k == 0 or len(ids) <= k
     assert np.array_equal(logits, before)
+
+
+@given(logit_lists, st.floats(0.01, 10), st.floats(0.01, 0.99))
+def test_top_p_alone_keeps_the_smallest_head_of_a_sort_that_reaches_p(logits, temperature, p):
+    settings = SamplerSettings(temperature, top_p=p)
+    logits = np.array(logits, np.float32)
+    ids, _ = likely(reduce(logits, 0, Sampler(settings, len(logits)).reduction([])), settings)
+    shares = np.exp((logits.astype(np.float64) - logits.max()) / temperature)
+    order = sorted(range(len(logits)), key=lambda i: -shares[i])
+    assert ids.tolist() == sorted(order[: len(ids)])
+    assert shares[ids].sum() >= p * shares.sum() * (1 - 1e-9)
+    assert shares[order[: len(ids) - 1]].sum() < p * shares.sum() * (1 + 1e-9)
 
 
 def test_a_new_seed_is_taken_and_told():
@@ -125,12 +119,6 @@ def test_a_new_seed_is_taken_and_told():
     other = Sampler(SamplerSettings(), 1000)
     texts = [[sampler.sample(logits, []) for _ in range(20)] for sampler in (first, repeat, other)]
     assert texts[0] == texts[1] != texts[2]
-
-
-def test_penalty_divides_positive_and_multiplies_negative_logits_once():
-    logits = np.array([2, -2, 3, 0], np.float32)
-    assert penalise(logits, [0, 1, 1, 0, 3], 2.0).tolist() == [1, -4, 3, 0]
-    assert logits.tolist() == [2, -2, 3, 0]
 
 
 def test_penalty_sees_the_window_only():
@@ -149,6 +137,11 @@ def test_logits_that_are_no_distribution_are_an_error(bad, temperature):
 def test_forbidden_tokens_are_never_drawn():
     drawn = draw([0, -math.inf, 0, -math.inf], 2000, seed=3, **ALL_STEPS_OFF)
     assert_distributed(drawn, np.array([0.5, 0, 0.5, 0]))
+
+
+def test_a_top_k_of_the_whole_vocabulary_is_off():
+    assert Sampler(SamplerSettings(top_k=99), 100).reduction([]).top_k == 99
+    assert Sampler(SamplerSettings(top_k=10**12), 100).reduction([]) == Sampler(SamplerSettings(), 100).reduction([])
 
 
 def test_logits_of_another_vocabulary_are_refused():
@@ -170,6 +163,7 @@ def test_logits_of_another_vocabulary_are_refused():
         {"repetition_penalty": 0.0},
         {"repetition_penalty": math.nan},
         {"repetition_window": 0},
+        {"repetition_window": 4097},
         {"seed": -1},
     ],
 )

@@ -8,14 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from dllama import embedded
-from dllama.engine import memory
-from dllama.engine.forward import MAX_ROWS, Forward, Row
+from dllama.cluster.settings import ClusterSettings
+from dllama.engine.candidates import Candidates, Reduction
+from dllama.engine.forward import MAX_ROWS
+from dllama.engine.interface import NodeCost, Row
+from dllama.engine.local import LocalEngine
 from dllama.engine.sampler import Sampler, SamplerSettings
-from dllama.errors import FileError, ModelError, PromptError
+from dllama.errors import ModelError, PromptError
 from dllama.formats import FloatType, ModelFile
-from dllama.formats.files import reason
-from dllama.kernels import jit, tags
-from dllama.kernels.team import Team
+from dllama.kernels import jit
+from dllama.kernels.team import Team, usable_cpus
 from dllama.tokenizer import load_tokenizer
 
 LOGIT_ROWS = 32
@@ -27,29 +29,47 @@ class Piece:
     """One generated token and what it cost. The first one's inference is the prompt's, ``Llama.prefill_ms``.
 
     text: what it adds to the text, "" while a character is incomplete; generation_ms: all of it, the sampling too;
-    inference_ms, transfer_ms: the forward pass, and waiting for other nodes in it; sent_bytes, received_bytes: by
-    this node.
+    nodes: what the forward pass cost each node, this one first, and nothing for the first token.
     """
 
     text: str
     token_id: int
     generation_ms: float
-    inference_ms: float
-    transfer_ms: float = 0.0
-    sent_bytes: int = 0
-    received_bytes: int = 0
+    nodes: tuple[NodeCost, ...] = ()
+
+    @property
+    def inference_ms(self) -> float:
+        """Time that this node was at work on the forward pass."""
+        return self.nodes[0].inference_ms if self.nodes else 0.0
+
+    @property
+    def transfer_ms(self) -> float:
+        """Time that this node waited for others in it."""
+        return self.nodes[0].transfer_ms if self.nodes else 0.0
+
+    @property
+    def sent_bytes(self) -> int:
+        return self.nodes[0].sent_bytes if self.nodes else 0
+
+    @property
+    def received_bytes(self) -> int:
+        return self.nodes[0].received_bytes if self.nodes else 0
 
 
 class Llama:
-    """A model loaded on this machine. Without paths it is the small model that comes with the package.
+    """A model, loaded on this machine or over a cluster of which it is the root.
+
+    Without paths it is the small model that comes with the package.
 
     nthreads: None takes every CPU this process may use; context: positions to make room for, None the model's own;
     weights_float_type: if given, the model file must hold this type; buffer_float_type: "q80" or "f32", what enters
-    the products; kv_float_type: "f16", "f32" or "q80", how keys and values are kept; notify: called with a line when
-    something takes long; progress: called with the bytes done and in all while weights are made ready.
+    the products; kv_float_type: "f16", "f32" or "q80", how keys and values are kept; cluster: the workers that hold
+    the rest of the model, None for this machine alone; notify: called with a line when something takes long or goes
+    wrong and is mended; progress: called with a task's name, the bytes done and in all, while weights are made ready.
 
     Raises FileError or FormatError for files that cannot be used, ModelError for a model and options that do not fit
-    each other, OutOfMemoryError before loading what cannot fit, KernelError for kernels this CPU cannot run.
+    each other, OutOfMemoryError before loading what cannot fit, KernelError for kernels this CPU cannot run, and
+    ClusterError or PlanError for workers that cannot be used.
     """
 
     def __init__(
@@ -62,8 +82,9 @@ class Llama:
         weights_float_type: str | None = None,
         buffer_float_type: str = "q80",
         kv_float_type: str = "f16",
+        cluster: ClusterSettings | None = None,
         notify: Callable[[str], None] = lambda line: None,
-        progress: Callable[[int, int], None] = lambda done, total: None,
+        progress: Callable[[str, int, int], None] = lambda task, done, total: None,
     ):
         start = time.perf_counter()
         if (model is None) != (tokenizer is None):
@@ -83,22 +104,19 @@ class Llama:
                 f"{self._model.path}: a context of {self.context} tokens was asked for, and the model has "
                 f"{self.config.seq_len}"
             )
-        kv_type = FloatType.parse(kv_float_type)
-        memory.require(self.config, self.context, kv_type, self._model.path)
         self.nthreads = usable_cpus() if nthreads is None else nthreads
         if self.nthreads < 1:
             raise ValueError(f"nthreads is {nthreads}: it must be 1 or more")
         self.kernels = jit.ISA.name
-        weight, act, cache = (tags.BY_NAME[name] for name in (self._weights_name, buffer_float_type, kv_float_type))
-        if not jit.is_compiled(weight, act, cache):
-            often = "once" if jit.KEEPS else f"at every start, for {jit.CACHE} cannot be written (set NUMBA_CACHE_DIR)"
-            notify(f"compiling the {self.kernels} kernels for this machine: {often}, up to half a minute")
+        types = FloatType.parse(buffer_float_type), FloatType.parse(kv_float_type)
         self._team = Team(self.nthreads)
-        try:
-            self._forward = Forward(self._model, self._team, act, cache, self.context, progress)
-        except OSError as error:
-            raise FileError(jit.CACHE, f"the compiled kernels cannot be stored: {reason(error)}") from None
-        jit.mark_compiled(weight, act, cache)
+        args = self._model, self._team, self.context, *types
+        if cluster is None:
+            self._engine = LocalEngine(*args, notify, progress)
+        else:
+            from dllama.cluster.root import ClusterEngine
+
+            self._engine = ClusterEngine(*args, cluster, notify, progress)
         self.prefill_ms = 0.0
         self.stop_reason: str | None = None
         self.load_ms = (time.perf_counter() - start) * 1e3
@@ -115,37 +133,39 @@ class Llama:
         tokens = self.encode(prompt)
         choose = Sampler(sampler or SamplerSettings(), self.config.vocab_size)
         decoder = self.tokenizer.stream()
-        sequence = self._forward.sequence()
+        sequence = self._engine.sequence()
         self.stop_reason = None
         start = time.perf_counter()
-        logits = self._prefill(sequence, tokens)
+        candidates = self._prefill(sequence, tokens, choose.reduction(tokens))
         self.prefill_ms = (time.perf_counter() - start) * 1e3
-        inference_ms = 0.0
+        nodes = ()
         for produced in range(steps):
             start = time.perf_counter()
             if produced:
                 if len(tokens) > self.context:
                     self.stop_reason = "context"
                     return
-                logits = self._forward.forward([Row(sequence, len(tokens) - 1, tokens[-1])])[0]
-                inference_ms = (time.perf_counter() - start) * 1e3
-            token = choose.sample(logits, tokens)
+                row = Row(sequence, len(tokens) - 1, tokens[-1])
+                candidates = self._engine.step([row], [0], choose.reduction(tokens))[0]
+                nodes = self._engine.cost
+            token = choose.choose(candidates)
             if token in self.tokenizer.eos_ids:
                 self.stop_reason = "eos"
                 return
             tokens.append(token)
             text = decoder.push(token)
-            yield Piece(text, token, (time.perf_counter() - start) * 1e3, inference_ms)
+            yield Piece(text, token, (time.perf_counter() - start) * 1e3, nodes)
         self.stop_reason = "steps"
 
     def logits(self, prompt: str | Sequence[int]) -> np.ndarray:
         """Logits after each token of a text (or of token ids), float32 [tokens, vocab_size]."""
         tokens = self.encode(prompt)
-        sequence = self._forward.sequence()
+        sequence = self._engine.sequence()
         out = np.empty((len(tokens), self.config.vocab_size), np.float32)
         for first in range(0, len(tokens), LOGIT_ROWS):
             rows = [Row(sequence, first + i, token) for i, token in enumerate(tokens[first : first + LOGIT_ROWS])]
-            out[first : first + len(rows)] = self._forward.forward(rows)
+            found = self._engine.step(rows, range(len(rows)), Reduction.ALL)
+            out[first : first + len(rows)] = [candidates.logits for candidates in found]
         return out
 
     def encode(self, prompt: str | Sequence[int]) -> list[int]:
@@ -158,7 +178,8 @@ class Llama:
         return tokens
 
     def close(self) -> None:
-        """Ends the threads and lets go of the model file."""
+        """Lets go of workers, threads and the model file."""
+        self._engine.close()
         self._team.close()
         self._model.close()
 
@@ -168,20 +189,16 @@ class Llama:
     def __exit__(self, *exception) -> None:
         self.close()
 
-    def _prefill(self, sequence, tokens: Sequence[int]) -> np.ndarray:
-        """Runs the prompt, a batch at a time; the logits after its last token."""
+    def _prefill(self, sequence, tokens: Sequence[int], reduction: Reduction) -> Candidates:
+        """Runs the prompt, a batch at a time; candidates for what follows its last token."""
         for first in range(0, len(tokens), MAX_ROWS):
             rows = [Row(sequence, first + i, token) for i, token in enumerate(tokens[first : first + MAX_ROWS])]
             is_last = first + len(rows) == len(tokens)
-            logits = self._forward.forward(rows, [len(rows) - 1] if is_last else [])
-        return logits[0]
-
-    @property
-    def _weights_name(self) -> str:
-        return self.config.weight_type.name.lower()
+            found = self._engine.step(rows, [len(rows) - 1] if is_last else [], reduction)
+        return found[0]
 
     def _check_types(self, weights: str | None, buffer: str, kv: str) -> None:
-        held = self._weights_name
+        held = self.config.weight_type.name.lower()
         if weights is not None and weights.lower() != held:
             raise ModelError(
                 f"{self._model.path}: its weights are {held}, not {weights}; convert it again for another type"
@@ -190,10 +207,3 @@ class Llama:
             raise ModelError(f"buffer float type {buffer}: it must be q80 or f32")
         if kv not in ("f16", "f32", "q80"):
             raise ModelError(f"kv float type {kv}: it must be f16, f32 or q80")
-
-
-def usable_cpus() -> int:
-    """CPUs that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -1,0 +1,52 @@
+"""The engine of one machine."""
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from dllama.engine import memory
+from dllama.engine.candidates import Candidates, Reduction, reduce
+from dllama.engine.compiling import compiling
+from dllama.engine.forward import Forward
+from dllama.engine.interface import NodeCost, Row
+from dllama.engine.kv_cache import KVCache
+from dllama.formats import FloatType, ModelFile
+from dllama.kernels import tags
+from dllama.kernels.team import Team
+
+
+class LocalEngine:
+    """A model on this machine alone: see `Engine`.
+
+    Raises OutOfMemoryError before loading what cannot fit. ``notify`` and ``progress`` as in `Llama`.
+    """
+
+    def __init__(
+        self,
+        model: ModelFile,
+        team: Team,
+        context: int,
+        buffer_type: FloatType,
+        kv_type: FloatType,
+        notify: Callable[[str], None],
+        progress: Callable[[str, int, int], None],
+    ):
+        memory.require(model.config, context, kv_type, model.path)
+        self.config, self.context = model.config, context
+        act, cache = (tags.BY_NAME[kind.name.lower()] for kind in (buffer_type, kv_type))
+        with compiling(model.config.weight_type, buffer_type, kv_type, notify):
+            loaded = partial(progress, "loading weights")
+            self._forward = Forward(model, team, act, cache, context, loaded)
+        self.cost = ()
+
+    def sequence(self) -> KVCache:
+        return self._forward.sequence()
+
+    def step(self, rows: Sequence[Row], wanted: Sequence[int], reduction: Reduction) -> list[Candidates]:
+        start = time.perf_counter()
+        logits = self._forward.forward(rows, wanted)
+        self.cost = (NodeCost("root", (time.perf_counter() - start) * 1e3),)
+        return [reduce(row, 0, reduction) for row in logits]
+
+    def close(self) -> None:
+        """Nothing to let go of that is not freed with it."""

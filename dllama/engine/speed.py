@@ -1,0 +1,46 @@
+"""How fast this machine works through weights, for the plan."""
+
+import time
+
+import numpy as np
+
+from dllama.engine.pages import anonymous
+from dllama.kernels import tags
+from dllama.kernels.jit import jit
+from dllama.kernels.packed import ACT_BYTES, ROWS, multiply_packed, packed_bytes
+from dllama.kernels.team import Team, meet, take
+
+COLUMNS = 4096
+ITEM_GROUPS = 2
+NBYTES = 96 << 20
+"""More than caches hold, and a tenth of a second on a weak device."""
+
+
+@jit
+def _read(thread, sync, threads, weight, w, groups, columns, group_bytes, x, out):
+    item = take(sync, 0)
+    while item * ITEM_GROUPS < groups:
+        source = w + item * ITEM_GROUPS * group_bytes
+        multiply_packed(weight, source, ITEM_GROUPS, columns, x, 0, 1, out + 4 * ROWS * ITEM_GROUPS * thread, 0)
+        item = take(sync, 0)
+    meet(sync, threads)
+
+
+def read_speed(team: Team) -> float:
+    """Bytes of Q40 weights that the team multiplies in a second, measured on memory of its own."""
+    group_bytes = packed_bytes(tags.Q40, ROWS, COLUMNS)
+    groups = NBYTES // group_bytes // ITEM_GROUPS * ITEM_GROUPS
+    weights = anonymous(groups * group_bytes, huge=True)
+    weights[:] = 1
+    acts = np.zeros(COLUMNS // 32 * ACT_BYTES, np.uint8)
+    out = np.zeros((team.nthreads, ROWS * ITEM_GROUPS), np.float32)
+    args = tags.Q40, weights.ctypes.data, groups, COLUMNS, group_bytes, acts.ctypes.data, out.ctypes.data
+    team.run(_read, team.sync, team.nthreads, *args)  # compiles
+    best = min(_seconds(team, args) for _ in range(3))
+    return len(weights) / best
+
+
+def _seconds(team: Team, args: tuple) -> float:
+    start = time.perf_counter()
+    team.run(_read, team.sync, team.nthreads, *args)
+    return time.perf_counter() - start
