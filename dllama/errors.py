@@ -42,3 +42,11 @@ class KernelError(DllamaError):
 
 class PlanError(DllamaError):
     """A model that cannot be dealt out over the nodes given: what is wrong with them, or what they lack."""
+
+
+class ClusterError(DllamaError):
+    """A worker or link that cannot be used, or that was lost."""
+
+
+class ClusterKeyError(DllamaError):
+    """A cluster key that cannot be used: its file is missing, damaged, or open to others."""

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from dllama.cluster.deal import kv_heads_of
 from dllama.cluster.node import NodeSpec
 from dllama.engine.memory import RUNTIME_BYTES, kv_bytes_per_token
+from dllama.engine.shape import NodeShape
 from dllama.formats import FloatType, ModelConfig, TensorInfo, tensor_layout
 from dllama.formats.blocks import BLOCK
 
@@ -60,6 +61,13 @@ class Share:
     def sums(self) -> range:
         """The values of the residual stream that it sums in a reduce-scatter."""
         return _values(self.sum_blocks, self.config.dim)
+
+    @property
+    def shape(self) -> NodeShape:
+        """Its sizes, as the engine wants them."""
+        group = self.config.n_heads // self.config.n_kv_heads
+        group_start = self.heads.start - self.kv_heads.start * group
+        return NodeShape(len(self.heads), len(self.kv_heads), group_start, len(self.hidden), len(self.vocab))
 
     @cached_property
     def slices(self) -> dict[str, Slice]:

@@ -8,7 +8,8 @@ forms:
 **reduce-scatter and all-gather**: everyone sends to each node the values that this one sums, then gets its sums. Two
 rounds, of 2/n of the bytes each node would send to the mesh.
 
-At the end every worker reduces the logits of its rows of the vocabulary to the k likeliest, and sends those.
+At the end every worker reduces the logits of its rows of the vocabulary to the k likeliest, and sends those; or all of
+its logits, where that takes no more bytes.
 
 A round takes as long as its slowest node: its link's latency, and the larger of what it sends and receives at the
 link's bandwidth. What parts of a round could hide behind work is not counted.
@@ -28,7 +29,7 @@ MESSAGE_BYTES = 96
 ZMTP), and CurveZMQ's nonce, tag and command name (33 bytes a frame)."""
 
 CANDIDATE_BYTES = 8
-"""A token id and its logit; what normalises the candidates, a maximum and a sum, takes as much."""
+"""A token id and its logit."""
 
 
 class Form(enum.Enum):
@@ -52,7 +53,8 @@ Round = tuple[Traffic, ...]
 def rounds(form: Form, shares: Sequence[Share], buffer_type: FloatType, top_k: int) -> list[tuple[Round, int]]:
     """Every round of a token, with how often it takes place; the root's share is the first.
 
-    top_k: likeliest tokens that each node offers to the sampler; 1 is greedy, 0 sends all logits
+    top_k: likeliest tokens that each node offers to the sampler; 1 is greedy, 0 sends all logits. Top-p or min-p alone
+    send fewer, how many depends on the text.
     """
     if len(shares) == 1:
         return []
@@ -100,9 +102,8 @@ def _finish(shares: Sequence[Share], top_k: int) -> Round:
 
 
 def _candidates_bytes(rows: int, top_k: int) -> int:
-    if top_k == 0:
-        return FloatType.F32.row_bytes(rows)
-    return CANDIDATE_BYTES * (min(top_k, rows) + (top_k > 1))
+    everything = FloatType.F32.row_bytes(rows)
+    return min(CANDIDATE_BYTES * top_k, everything) if top_k else everything
 
 
 def _message(payload: int) -> int:

@@ -79,7 +79,7 @@ def test_bytes_of_values_in_a_buffer(values, buffer_type, nbytes):
     assert traffic.vector_bytes(values, buffer_type) == nbytes
 
 
-@pytest.mark.parametrize(("top_k", "payload"), [(1, 8), (40, 41 * 8), (300, 257 * 8), (0, 256 * 4)])
+@pytest.mark.parametrize(("top_k", "payload"), [(1, 8), (40, 40 * 8), (128, 256 * 4), (300, 256 * 4), (0, 256 * 4)])
 def test_logits_do_not_all_travel(top_k, payload):
     plan = make_plan(TINY, equal_nodes(2), top_k=top_k)
     finish, _ = rounds(plan, plan.form)[-1]
