@@ -1,0 +1,151 @@
+"""What nodes say to each other, one class for each kind of message; ``wire`` has their bounds and their form."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Hello(NamedTuple):
+    """root -> worker: the first message."""
+
+    protocol: int
+    version: str  # of the package
+    session: bytes  # 16 random bytes that the nodes of one cluster know each other by
+    role: str
+
+
+class Welcome(NamedTuple):
+    """worker -> root: the answer to Hello."""
+
+    protocol: int
+    version: str
+    name: str
+    threads: int
+    free_memory: int | None  # bytes
+    read_speed: float | None  # bytes of weights a second
+    kernels: str
+    model_digest: bytes | None  # of the worker's own copy of a model
+
+
+class Refuse(NamedTuple):
+    """worker -> root, at any time: it cannot do that."""
+
+    reason: str
+
+
+class Probe(NamedTuple):
+    """root -> worker with a payload, and back without: round trip and speed of the link."""
+
+    number: int
+
+
+class Plan(NamedTuple):
+    """root -> worker: who holds what. ``plan`` is a dict with the keys of PLAN."""
+
+    epoch: int
+    plan: dict
+
+
+class Need(NamedTuple):
+    """worker -> root: whether it has its whole slice. If not: the digests of the chunks that it has, in the payload,
+    16 bytes for each chunk and zeros for those that it has not."""
+
+    epoch: int
+    has_all: bool
+
+
+class Chunk(NamedTuple):
+    """root -> worker: one chunk of its slice, in the payload."""
+
+    epoch: int
+    index: int
+    digest: bytes  # blake2b of the payload, 16 bytes
+
+
+class Got(NamedTuple):
+    """worker -> root: a chunk has arrived whole."""
+
+    epoch: int
+    index: int
+
+
+class Join(NamedTuple):
+    """worker -> worker: the first message on their link."""
+
+    session: bytes
+    epoch: int
+    index: int  # the sender's, among the plan's nodes
+
+
+class Joined(NamedTuple):
+    """worker -> worker: the answer to Join."""
+
+    epoch: int
+    index: int
+
+
+class Loading(NamedTuple):
+    """worker -> root: how many bytes of its slice it has loaded."""
+
+    epoch: int
+    done: int
+    total: int
+
+
+class Ready(NamedTuple):
+    """worker -> root: its slice is loaded and all its links are up."""
+
+    epoch: int
+    load_ms: float
+
+
+class Step(NamedTuple):
+    """root -> worker: run these rows. Payload: their embedding, [rows, dim] in the buffers' type."""
+
+    epoch: int
+    step: int
+    rows: Sequence[tuple[int, int, int]]  # runs of rows: sequence, first position, count
+    wanted: Sequence[int]  # rows whose logits are wanted
+    reduction: Sequence  # what each node does to its logits, as `Reduction.to_list` gives it
+    freed: Sequence[int]  # sequences whose caches nobody needs any more
+
+
+class Part(NamedTuple):
+    """node -> node: a part of a sum, or a sum, in the payload."""
+
+    epoch: int
+    step: int
+    round: int
+
+
+class Candidates(NamedTuple):
+    """worker -> root: what the sampler needs of its rows of the vocabulary, in the payload, and how the step went."""
+
+    epoch: int
+    step: int
+    sizes: Sequence[int]  # bytes of the payload for each wanted row
+    inference_us: int
+    transfer_us: int
+    sent: int  # bytes
+    received: int
+
+
+class Lost(NamedTuple):
+    """worker -> root: its link to another worker broke."""
+
+    epoch: int
+    index: int  # the other's
+    reason: str
+
+
+class Beat(NamedTuple):
+    """worker -> root: alive, and busy."""
+
+
+class Abort(NamedTuple):
+    """root -> worker: forget the step in progress."""
+
+    epoch: int
+
+
+class Bye(NamedTuple):
+    """root -> worker: the end; free everything."""
