@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dllama import embedded
+from dllama.cluster.plan import Plan
 from dllama.cluster.settings import ClusterSettings
 from dllama.engine.candidates import Candidates, Reduction
 from dllama.engine.forward import MAX_ROWS
@@ -120,6 +121,11 @@ class Llama:
         self.prefill_ms = 0.0
         self.stop_reason: str | None = None
         self.load_ms = (time.perf_counter() - start) * 1e3
+
+    @property
+    def plan(self) -> Plan | None:
+        """Who holds what in the cluster, another one after a worker was lost; None on this machine alone."""
+        return None if isinstance(self._engine, LocalEngine) else self._engine.plan
 
     def generate(
         self, prompt: str | Sequence[int], steps: int = 64, sampler: SamplerSettings | None = None

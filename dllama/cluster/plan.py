@@ -49,8 +49,8 @@ class Plan:
         rounds = self._rounds(self.form)
         return tuple(
             Traffic(
-                sum(count * round[node].sent for round, count in rounds),
-                sum(count * round[node].received for round, count in rounds),
+                sum(count * round.traffic[node].sent for round, count in rounds),
+                sum(count * round.traffic[node].received for round, count in rounds),
             )
             for node in range(len(self.shares))
         )

@@ -8,7 +8,7 @@ takes over is worth less than what it adds to the exchanges, is left out, unless
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import product
+from itertools import combinations, product
 
 from dllama.cluster.deal import deal_heads
 from dllama.cluster.fit import NoShare, fit
@@ -74,6 +74,12 @@ STRENGTHS: tuple[Callable[[NodeSpec], float], ...] = (
 """Each the larger the better."""
 
 
+def _few(nodes: Iterable[NodeSpec]) -> list[tuple[NodeSpec, ...]]:
+    """None, one or two of them."""
+    nodes = list(nodes)
+    return [(), *combinations(nodes, 1), *combinations(nodes, 2)]
+
+
 class _Planner:
     """The search for the best plan.
 
@@ -117,13 +123,15 @@ class _Planner:
             best = near
 
     def _near(self, plan: Plan, new: Iterable[NodeSpec]) -> Iterator[Plan]:
-        """Plans over these nodes without a worker that is the weakest in some respect, with a new one, and both."""
+        """Plans over these nodes without one or two workers that are the weakest in some respect, with one or two new
+        ones, and both. Two, as even numbers of nodes exchange in fewer messages."""
         workers = plan.nodes[:0:-1]  # of equals the last goes first
         weakest = dict.fromkeys(min(workers, key=strength) for strength in STRENGTHS if workers)
-        for gone, added in product([None, *weakest], [None, *(node for node in new if node not in plan.nodes)]):
+        others = [node for node in new if node not in plan.nodes]
+        for gone, added in product(_few(weakest), _few(others)):
             if gone or added:
-                kept = (node for node in plan.nodes if node is not gone)
-                found = self._try({*kept, added})
+                kept = (node for node in plan.nodes if node not in gone)
+                found = self._try({*kept, *added})
                 if found:
                     yield found
 

@@ -1,18 +1,20 @@
 """What a token moves between the nodes, in bytes and in seconds.
 
 The root starts a token by sending its row of the embedding, in the buffers' type, to every worker. After the attention
-and after the FFN of each layer the nodes sum their parts of the residual stream, [dim] values from each, in one of two
+and after the FFN of each layer the nodes sum their parts of the residual stream, [dim] values from each, in one of these
 forms:
 
 **full mesh**: everyone sends its whole part to everyone else, and sums by itself. One round.
+**butterfly** (recursive doubling: Thakur, Rabenseifner and Gropp 2005, section 4.4; here of any factors): n nodes are
+f·g·… nodes, and a full mesh sums over f at a time, then over g of these sums, and so on. A round for each prime factor of
+n, with fewer messages: 8 nodes send 3 each in place of 7.
 **reduce-scatter and all-gather**: everyone sends to each node the values that this one sums, then gets its sums. Two
 rounds, of 2/n of the bytes each node would send to the mesh.
 
-At the end every worker reduces the logits of its rows of the vocabulary to the k likeliest, and sends those; or all of
-its logits, where that takes no more bytes.
+At the end every worker reduces the logits of its rows of the vocabulary to the k likeliest, and sends those.
 
-A round takes as long as its slowest node: its link's latency, and the larger of what it sends and receives at the
-link's bandwidth. What parts of a round could hide behind work is not counted.
+A round takes as long as its slowest node: its link's latency, the larger of what it sends and receives at the link's
+bandwidth, and what each message costs the CPU. What parts of a round could hide behind work is not counted.
 """
 
 import enum
@@ -28,6 +30,10 @@ MESSAGE_BYTES = 96
 """What surrounds a message's payload, rounded up: a header of a dozen bytes, two frames' lengths (2 and 9 bytes in
 ZMTP), and CurveZMQ's nonce, tag and command name (33 bytes a frame)."""
 
+MESSAGE_SECONDS = 25e-6
+"""CPU time to send a message or to take one in (`bench.exchange`: 53 µs for both, AMD Zen 4, in the clear). Weaker CPUs
+take longer, but on them everything else does too."""
+
 CANDIDATE_BYTES = 8
 """A token id and its logit."""
 
@@ -36,6 +42,7 @@ class Form(enum.Enum):
     """How parts of the residual stream are summed."""
 
     MESH = "full mesh"
+    BUTTERFLY = "butterfly"
     SCATTER = "reduce-scatter and all-gather"
 
 
@@ -46,8 +53,11 @@ class Traffic(NamedTuple):
     received: int
 
 
-Round = tuple[Traffic, ...]
-"""What each node sends and receives at the same time, in the nodes' order."""
+class Round(NamedTuple):
+    """What the nodes send and receive at the same time, in their order; and how many messages, in and out."""
+
+    traffic: tuple[Traffic, ...]
+    messages: tuple[int, ...]
 
 
 def rounds(form: Form, shares: Sequence[Share], buffer_type: FloatType, top_k: int) -> list[tuple[Round, int]]:
@@ -58,19 +68,41 @@ def rounds(form: Form, shares: Sequence[Share], buffer_type: FloatType, top_k: i
     """
     if len(shares) == 1:
         return []
-    exchange = _mesh(shares, buffer_type) if form is Form.MESH else _scatter(shares, buffer_type)
+    if form is Form.SCATTER:
+        exchange = _scatter(shares, buffer_type)
+    else:
+        exchange = [_mesh(shares, nodes, buffer_type) for nodes in factors(form, len(shares))]
     exchanges = 2 * shares[0].config.n_layers
     return [
         (_start(shares, buffer_type), 1),
-        *((part, exchanges) for part in exchange),
+        *((round, exchanges) for round in exchange),
         (_finish(shares, top_k), 1),
     ]
 
 
+def factors(form: Form, nodes: int) -> list[int]:
+    """How many nodes sum at a time, round by round, in a mesh or a butterfly."""
+    if form is Form.MESH:
+        return [nodes]
+    found, factor = [], 2
+    while nodes > 1:
+        while nodes % factor == 0:
+            found.append(factor)
+            nodes //= factor
+        factor += 1
+    return found
+
+
 def seconds(round: Round, nodes: Sequence[NodeSpec]) -> float:
     """How long a round takes."""
-    busy = ((node, max(moved)) for node, moved in zip(nodes, round, strict=True) if any(moved))
-    return max((node.latency + nbytes / node.bandwidth for node, nbytes in busy), default=0.0)
+    return max(
+        (
+            node.latency + max(moved) / node.bandwidth + messages * MESSAGE_SECONDS
+            for node, moved, messages in zip(nodes, *round, strict=True)
+            if messages
+        ),
+        default=0.0,
+    )
 
 
 def vector_bytes(values: int, buffer_type: FloatType) -> int:
@@ -81,24 +113,28 @@ def vector_bytes(values: int, buffer_type: FloatType) -> int:
 def _start(shares: Sequence[Share], buffer_type: FloatType) -> Round:
     message = _message(vector_bytes(shares[0].config.dim, buffer_type))
     workers = len(shares) - 1
-    return (Traffic(workers * message, 0), *[Traffic(0, message)] * workers)
+    return Round((Traffic(workers * message, 0), *[Traffic(0, message)] * workers), (workers, *[1] * workers))
 
 
-def _mesh(shares: Sequence[Share], buffer_type: FloatType) -> list[Round]:
-    nbytes = (len(shares) - 1) * _message(vector_bytes(shares[0].config.dim, buffer_type))
-    return [(Traffic(nbytes, nbytes),) * len(shares)]
+def _mesh(shares: Sequence[Share], nodes: int, buffer_type: FloatType) -> Round:
+    """A full mesh of each so many nodes."""
+    nbytes = (nodes - 1) * _message(vector_bytes(shares[0].config.dim, buffer_type))
+    return Round((Traffic(nbytes, nbytes),) * len(shares), (2 * (nodes - 1),) * len(shares))
 
 
 def _scatter(shares: Sequence[Share], buffer_type: FloatType) -> list[Round]:
     parts = [_message(vector_bytes(len(share.sums), buffer_type)) for share in shares]
     whole, others = sum(parts), len(parts) - 1
+    owners = sum(part > 0 for part in parts)
     scatter = tuple(Traffic(whole - part, others * part) for part in parts)
-    return [scatter, tuple(Traffic(received, sent) for sent, received in scatter)]
+    messages = tuple(owners - (part > 0) + others * (part > 0) for part in parts)
+    gather = tuple(Traffic(received, sent) for sent, received in scatter)
+    return [Round(scatter, messages), Round(gather, messages)]
 
 
 def _finish(shares: Sequence[Share], top_k: int) -> Round:
     _, *workers = (_message(_candidates_bytes(len(share.vocab), top_k)) for share in shares)
-    return (Traffic(0, sum(workers)), *(Traffic(size, 0) for size in workers))
+    return Round((Traffic(0, sum(workers)), *(Traffic(size, 0) for size in workers)), (len(workers), *[1] * len(workers)))
 
 
 def _candidates_bytes(rows: int, top_k: int) -> int:

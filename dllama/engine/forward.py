@@ -23,6 +23,7 @@ from dllama.formats import Activation, RopeType
 from dllama.kernels import dot, packed, tags
 from dllama.kernels.attention import HEADS, cache_row_bytes
 from dllama.kernels.elementwise import acts_stride
+from dllama.kernels.jit import compiled
 from dllama.kernels.team import Team
 
 MAX_ROWS = 128
@@ -71,7 +72,8 @@ class Forward:
         self._buffers = []
         self._logits = None
         self._allocate(act)
-        self.team.run(run_segments, *self._formats, self._step, self.weights.layers, np.zeros(1, ROW), 0, 0)  # compiles
+        args = *self._formats, self._step, self.weights.layers, np.zeros(1, ROW)
+        self._run_segments = compiled(run_segments, 0, *args, 0, 0)
 
     def sequence(self) -> KVCache:
         """An empty sequence."""
@@ -104,15 +106,15 @@ class Forward:
         last = 2 * self.config.n_layers
         self._step["gated"] = exchange is not None
         if exchange is None:
-            self.team.run(run_segments, *args, 0, last + (len(wanted) > 0))
+            self.team.run(self._run_segments, *args, 0, last + (len(wanted) > 0))
         else:
             y, stride = int(self._step["y"][0]), int(self._step["x_stride"][0])
-            with self.team.led(run_segments, *args, 0, ALWAYS):
+            with self.team.led(self._run_segments, *args, 0, ALWAYS):
                 for segment in range(last):
-                    run_segments(0, *args, segment, segment + 1)
+                    self._run_segments(0, *args, segment, segment + 1)
                     exchange(y, stride, len(places))
                 if len(wanted):
-                    run_segments(0, *args, last, last + 1)
+                    self._run_segments(0, *args, last, last + 1)
         return self._logits[: len(wanted), : self.shape.vocab_size]
 
     def _table(self, places: Sequence[Place], wanted: Sequence[int]) -> np.ndarray:

@@ -79,3 +79,14 @@ def jit(function=None, *, inline=False):
         return numba.njit(function, cache=KEEPS, **options)
     finally:
         config.CACHE_DIR = before
+
+
+def compiled(function, *args):
+    """What a jitted function is compiled to for arguments like these; it does not look at their types again.
+
+    A call of the function itself finds out the types of its arguments first, which for each tag takes as long as a
+    short kernel.
+    """
+    kinds = tuple(map(numba.typeof, args))
+    function.compile(kinds)
+    return function.get_overload(kinds)

@@ -84,7 +84,7 @@ def gate(thread, sync, threads):
 
 
 @contextmanager
-def _sigint_held() -> Iterator[None]:
+def sigint_held() -> Iterator[None]:
     """Ctrl-C in the block, where it would leave a helper waiting at a barrier for ever, comes at its end."""
     before, held = signal.getsignal(signal.SIGINT), []
     if not callable(before) or threading.current_thread() is not threading.main_thread():
@@ -124,7 +124,7 @@ class Team:
         RuntimeError where the team is closed.
         """
         self._check_open()
-        with _sigint_held():
+        with sigint_held():
             self._release(function, args)
             try:
                 function(0, *args)
@@ -142,13 +142,13 @@ class Team:
         self._check_open()
         entered = False
         try:
-            with _sigint_held():
+            with sigint_held():
                 self._release(function, args)
                 entered = True
             yield
         finally:
             if entered and self._start:
-                with _sigint_held():
+                with sigint_held():
                     self._stop[0] = 1
                     gate(0, self.sync, self.nthreads)
                     self._join()

@@ -118,7 +118,7 @@ def test_the_time_of_a_token():
 
 def test_every_node_takes_part_where_exchanges_are_cheap():
     for count in (1, 2, 3, 5, 7, 32):
-        plan = make_plan(LLAMA2_7B, equal_nodes(count, read_speed=4e9))
+        plan = make_plan(LLAMA2_7B, equal_nodes(count, read_speed=1e9))
         assert len(plan.shares) == count
         assert not plan.left_out
 
@@ -132,16 +132,16 @@ def test_workers_whose_exchanges_cost_more_than_they_help_are_left_out():
     plan = make_plan(TINY, equal_nodes(3, read_speed=4e9))
     assert names(plan) == ["node0"]
     assert reasons(plan) == {
-        name: "it is too slow to help: a token takes 1.2 ms with it, 0.0 ms without" for name in ("node1", "node2")
+        name: "it is too slow to help: a token takes 1.5 ms with it, 0.0 ms without" for name in ("node1", "node2")
     }
     assert names(make_plan(TINY, equal_nodes(3, read_speed=4e9), [1, 1, 1])) == ["node0", "node1", "node2"]
-    assert len(make_plan(TINY, equal_nodes(3, read_speed=4e9, **FAST_LINK)).shares) == 3
+    assert len(make_plan(TINY, equal_nodes(3, read_speed=4e6, **FAST_LINK)).shares) == 3
 
 
 def test_the_root_alone_is_found_where_fewer_workers_are_worse_than_many():
     (whole,) = make_plan(SMALL, equal_nodes(1)).shares
-    exchanges = (2 * SMALL.n_layers + 2) * 0.2e-3
-    nodes = equal_nodes(8, read_speed=whole.weight_bytes / (1.05 * exchanges), bandwidth=1e12)
+    exchanges = (2 * SMALL.n_layers + 2) * 5e-3
+    nodes = equal_nodes(8, read_speed=whole.weight_bytes / (1.05 * exchanges), bandwidth=1e12, latency=5e-3)
     times = [make_plan(SMALL, nodes[:count], [1] * count).step_seconds() for count in range(1, 9)]
     assert times[0] < times[7] < times[6]
     assert names(make_plan(SMALL, nodes)) == ["node0"]

@@ -15,10 +15,15 @@ from tests.cluster.models import LLAMA2_7B, TINY, configs, equal_nodes
 
 VECTOR = 4096 // 32 * 34 + traffic.MESSAGE_BYTES  # 7B's residual stream in Q80, as a message
 PAIR = 8 + traffic.MESSAGE_BYTES
+COST = traffic.MESSAGE_SECONDS
 
 
 def rounds(plan, form):
     return traffic.rounds(form, plan.shares, plan.buffer_type, plan.top_k)
+
+
+def seconds(moved, messages, nodes):
+    return traffic.seconds(traffic.Round(moved, messages), nodes)
 
 
 def test_two_nodes_of_llama_2_7b_stay_below_290_kb():
@@ -44,22 +49,39 @@ def test_a_full_mesh():
     plan = make_plan(LLAMA2_7B, equal_nodes(4))
     assert plan.form is Form.MESH
     start, mesh, finish = rounds(plan, Form.MESH)
-    assert start == (((3 * VECTOR, 0), (0, VECTOR), (0, VECTOR), (0, VECTOR)), 1)
-    assert mesh == (((3 * VECTOR, 3 * VECTOR),) * 4, 64)
-    assert finish == (((0, 3 * PAIR), (PAIR, 0), (PAIR, 0), (PAIR, 0)), 1)
-    message = 0.2e-3 + 3 * VECTOR / 125e6
-    assert plan.exchange_seconds == pytest.approx(65 * message + 0.2e-3 + 3 * PAIR / 125e6)
+    ends = 3, 1, 1, 1
+    assert start == ((((3 * VECTOR, 0), (0, VECTOR), (0, VECTOR), (0, VECTOR)), ends), 1)
+    assert mesh == ((((3 * VECTOR, 3 * VECTOR),) * 4, (6,) * 4), 64)
+    assert finish == ((((0, 3 * PAIR), (PAIR, 0), (PAIR, 0), (PAIR, 0)), ends), 1)
+    message = 0.2e-3 + 3 * VECTOR / 125e6 + 3 * COST
+    assert plan.exchange_seconds == pytest.approx(65 * message + 64 * 3 * COST + 0.2e-3 + 3 * PAIR / 125e6 + 3 * COST)
+
+
+def test_a_butterfly_where_messages_cost_more_than_rounds():
+    plan = make_plan(LLAMA2_7B, equal_nodes(8, latency=0.1e-3))
+    assert plan.form is Form.BUTTERFLY
+    _, *butterfly, _ = rounds(plan, Form.BUTTERFLY)
+    assert butterfly == [((((VECTOR, VECTOR),) * 8, (2,) * 8), 64)] * 3
+    assert plan.traffic[1] == (64 * 3 * VECTOR + PAIR, 64 * 3 * VECTOR + VECTOR)
+
+
+@pytest.mark.parametrize(("nodes", "sizes"), [(2, [2]), (5, [5]), (6, [2, 3]), (8, [2, 2, 2]), (12, [2, 2, 3])])
+def test_a_butterfly_has_a_round_for_each_prime_factor(nodes, sizes):
+    assert traffic.factors(Form.BUTTERFLY, nodes) == sizes
+    assert traffic.factors(Form.MESH, nodes) == [nodes]
 
 
 def test_reduce_scatter_and_all_gather_on_slow_links():
-    plan = make_plan(LLAMA2_7B, equal_nodes(4, bandwidth=12.5e6))
+    plan = make_plan(LLAMA2_7B, equal_nodes(4, bandwidth=5e6))
     assert plan.form is Form.SCATTER
     quarter = 1024 // 32 * 34 + traffic.MESSAGE_BYTES
     _, scatter, gather, _ = rounds(plan, Form.SCATTER)
-    assert scatter == gather == (((3 * quarter, 3 * quarter),) * 4, 64)
+    assert scatter == gather == ((((3 * quarter, 3 * quarter),) * 4, (6,) * 4), 64)
     assert plan.traffic[0] == (64 * 6 * quarter + 3 * VECTOR, 64 * 6 * quarter + 3 * PAIR)
     assert plan.exchange_seconds == pytest.approx(
-        128 * (0.2e-3 + 3 * quarter / 12.5e6) + (0.2e-3 + 3 * VECTOR / 12.5e6) + (0.2e-3 + 3 * PAIR / 12.5e6)
+        128 * (0.2e-3 + 3 * quarter / 5e6 + 6 * COST)
+        + (0.2e-3 + 3 * VECTOR / 5e6 + 3 * COST)
+        + (0.2e-3 + 3 * PAIR / 5e6 + 3 * COST)
     )
 
 
@@ -67,8 +89,8 @@ def test_a_node_without_values_to_sum_gets_none_to_sum():
     plan = make_plan(TINY, equal_nodes(3))  # two blocks of 32 values
     block = 34 + traffic.MESSAGE_BYTES
     _, scatter, gather, _ = rounds(plan, Form.SCATTER)
-    assert scatter[0] == ((block, 2 * block), (block, 2 * block), (2 * block, 0))
-    assert gather[0] == ((2 * block, block), (2 * block, block), (0, 2 * block))
+    assert scatter[0] == (((block, 2 * block), (block, 2 * block), (2 * block, 0)), (3, 3, 2))
+    assert gather[0] == (((2 * block, block), (2 * block, block), (0, 2 * block)), (3, 3, 2))
 
 
 @pytest.mark.parametrize(
@@ -83,15 +105,17 @@ def test_bytes_of_values_in_a_buffer(values, buffer_type, nbytes):
 def test_logits_do_not_all_travel(top_k, payload):
     plan = make_plan(TINY, equal_nodes(2), top_k=top_k)
     finish, _ = rounds(plan, plan.form)[-1]
-    assert finish == ((0, payload + traffic.MESSAGE_BYTES), (payload + traffic.MESSAGE_BYTES, 0))
+    assert finish.traffic == ((0, payload + traffic.MESSAGE_BYTES), (payload + traffic.MESSAGE_BYTES, 0))
 
 
 def test_a_round_takes_as_long_as_its_slowest_node():
     fast, far, narrow = equal_nodes(3)
     far, narrow = replace(far, latency=0.01), replace(narrow, bandwidth=1000.0)
-    assert traffic.seconds((Traffic(10, 20), Traffic(20, 10)), (fast, far)) == pytest.approx(0.01 + 20 / 125e6)
-    assert traffic.seconds((Traffic(10, 20), Traffic(20, 10)), (fast, narrow)) == pytest.approx(0.2e-3 + 0.02)
-    assert traffic.seconds((Traffic(10, 20), Traffic(20, 10), Traffic(0, 0)), (fast, fast, far)) < 0.001
+    pair = Traffic(10, 20), Traffic(20, 10)
+    assert seconds((*pair,), (1, 1), (fast, far)) == pytest.approx(0.01 + 20 / 125e6 + COST)
+    assert seconds((*pair,), (1, 1), (fast, narrow)) == pytest.approx(0.2e-3 + 0.02 + COST)
+    assert seconds((*pair,), (1, 4), (fast, fast)) == pytest.approx(0.2e-3 + 20 / 125e6 + 4 * COST)
+    assert seconds((*pair, Traffic(0, 0)), (1, 1, 0), (fast, fast, far)) < 0.001
 
 
 @given(configs(), st.data())
@@ -111,11 +135,12 @@ def test_what_is_sent_is_received_in_the_faster_form(config, data):
     times = {}
     for form in Form:
         found = rounds(plan, form)
-        for moved, _ in found:
+        for (moved, messages), _ in found:
             assert sum(node.sent for node in moved) == sum(node.received for node in moved)
-        times[form] = sum(times * traffic.seconds(moved, nodes) for moved, times in found)
+            assert sum(messages) % 2 == 0
+        times[form] = sum(times * traffic.seconds(round, nodes) for round, times in found)
     assert plan.exchange_seconds == times[plan.form] == min(times.values())
     found = rounds(plan, plan.form)
     assert [node.sent for node in plan.traffic] == [
-        sum(times * moved[node].sent for moved, times in found) for node in range(count)
+        sum(times * round.traffic[node].sent for round, times in found) for node in range(count)
     ]
