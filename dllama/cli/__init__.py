@@ -3,11 +3,14 @@
 import click
 
 from dllama import __version__
+from dllama.cli.cache import cache
 from dllama.cli.inference import inference
 from dllama.cli.info import info
+from dllama.cli.key import key
 from dllama.cli.perplexity import perplexity
 from dllama.cli.plan import plan
 from dllama.cli.program import Program
+from dllama.cli.worker import worker
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -27,10 +30,16 @@ def main() -> None:
       dllama info model.m
       dllama inference --model model.m --tokenizer tokenizer.t --prompt "Hello world"
 
+    \b
+    And over several devices, the first line being a try-out on one of them:
+      dllama inference --local-workers 2 --prompt "Question:" --repeat-penalty 1.05
+      dllama worker                               # on each of the others; its first start says how to join
+      dllama inference --workers 10.0.0.2 10.0.0.3 --model model.m --tokenizer tokenizer.t --prompt "Hello world"
+
     Results go to standard output, everything else to standard error. The exit status is 0, 1 after an error, 2 for a
     command line that makes no sense, and 130 after Ctrl-C.
     """
 
 
-for command in (inference, info, perplexity, plan):
+for command in (inference, worker, key, cache, info, perplexity, plan):
     main.add_command(command)

@@ -1,14 +1,20 @@
 """`dllama inference`: a prompt in, text out as it is generated."""
 
 import secrets
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import fields
 
 import click
 
 from dllama.cli import report
+from dllama.cli.live import Live
+from dllama.cli.node_options import SeveralValues
 from dllama.cli.options import model_options, open_llama
+from dllama.cli.plan import plan_values
 from dllama.cli.program import INTERRUPTED
 from dllama.cli.text import read_text
+from dllama.cli.top import Top
 from dllama.engine.sampler import SamplerSettings
 from dllama.formats.files import AtomicFile
 
@@ -66,7 +72,7 @@ def sampler_settings(options: dict) -> SamplerSettings:
         raise click.UsageError(str(error)) from None
 
 
-@click.command()
+@click.command(cls=SeveralValues)
 @click.option("--prompt", metavar="TEXT", help="Text to continue.")
 @click.option("--prompt-file", metavar="FILE", help="Take it from a file; - is standard input.")
 @click.option(
@@ -86,18 +92,22 @@ def sampler_settings(options: dict) -> SamplerSettings:
 @model_options
 @sampler_options
 @click.option("--quiet", is_flag=True, help="Print the generated text alone.")
+@click.option("--top", is_flag=True, help="Show a table of what each node does, kept up to date on a terminal.")
 @click.option(
     "--stats",
     metavar="FILE",
-    help="Write what was measured, token by token, as JSON; the first token's inference is prefill_ms.",
+    help="Write what was measured, token by token and node by node, as JSON; the first token's inference is "
+    "prefill_ms.",
 )
-def inference(prompt, prompt_file, steps, max_seq_len, quiet, stats, **options) -> None:
+def inference(prompt, prompt_file, steps, max_seq_len, quiet, top, stats, **options) -> None:
     """Generate text.
 
     \b
       dllama inference --prompt "Question:" --repeat-penalty 1.05
       dllama inference --model model.m --tokenizer tokenizer.t --prompt "Hello world" --steps 16 --nthreads 4
       cat question.txt | dllama inference --prompt-file - --quiet > answer.txt
+      dllama inference --local-workers 2 --prompt "Question:" --repeat-penalty 1.05 --top --quiet
+      dllama inference --workers 10.0.0.2 10.0.0.3:9999 --model model.m --tokenizer tokenizer.t --prompt "Hello world"
 
     For every token a line tells the time of its generation (G), of it inference (I) and transfer (T), the bytes sent
     (S) and received (R) between the nodes, and its text; averages follow. Ctrl-C stops and prints the averages so far.
@@ -107,32 +117,37 @@ def inference(prompt, prompt_file, steps, max_seq_len, quiet, stats, **options) 
     if stats:
         AtomicFile(stats, 0).abort()  # a path that cannot be written fails now, not after the run
 
-    llama = open_llama(**options, context=max_seq_len)
-    run = report.Run(text, llama.encode(text))
-    if not quiet:
-        click.echo(report.start_lines(llama, settings), err=True)
-    status = _generate(llama, run, steps, settings, quiet)
-    if not quiet:
-        click.echo(report.averages(run), nl=bool(run.pieces))
-    elif not run.text.endswith("\n"):
-        click.echo()
-    if llama.stop_reason == "context":
-        click.echo(f"stopped at the end of the context of {llama.context} tokens", err=True)
-    if stats:
-        report.write_statistics(stats, report.statistics(run, llama))
+    live = Live()
+    with open_llama(**options, context=max_seq_len, live=live) as llama:
+        run = report.Run(text, llama.encode(text))
+        if not quiet:
+            click.echo(report.start_lines(llama, settings), err=True)
+        with Top(live, llama, run.pieces) if top else nullcontext(live) as screen:
+            status = _generate(llama, run, steps, settings, quiet, screen.write)
+            if quiet and not run.text.endswith("\n"):
+                screen.write("\n")
+        if not quiet:
+            click.echo(report.averages(run), nl=bool(run.pieces))
+        if llama.stop_reason == "context":
+            click.echo(f"stopped at the end of the context of {llama.context} tokens", err=True)
+        if stats:
+            plan = None if llama.plan is None else plan_values(llama.plan)
+            report.write_statistics(stats, report.statistics(run, llama) | {"cluster": plan})
     click.get_current_context().exit(status)
 
 
-def _generate(llama, run: report.Run, steps: int, settings: SamplerSettings, quiet: bool) -> int:
+def _generate(
+    llama, run: report.Run, steps: int, settings: SamplerSettings, quiet: bool, write: Callable[[str], None]
+) -> int:
     """Generate, print and record; returns the exit status. Ctrl-C ends it early."""
     try:
         for piece in llama.generate(run.prompt_ids, steps, settings):
             if not run.pieces:
                 run.prefill_ms = llama.prefill_ms
                 if not quiet:
-                    click.echo(report.prompt_line(run))
+                    write(f"{report.prompt_line(run)}\n")
             run.pieces.append(piece)
-            click.echo(piece.text if quiet else report.token_line(piece), nl=not quiet)
+            write(piece.text if quiet else f"{report.token_line(piece)}\n")
     except KeyboardInterrupt:
         return INTERRUPTED
     return 0

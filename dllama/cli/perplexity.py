@@ -18,6 +18,7 @@ from collections.abc import Iterator
 import click
 import numpy as np
 
+from dllama.cli.node_options import SeveralValues
 from dllama.cli.options import model_options, open_llama, open_model_file
 from dllama.cli.text import read_text
 from dllama.errors import ModelError, PromptError
@@ -66,7 +67,7 @@ def negative_log_likelihood(logits: np.ndarray, counted: list[int]) -> float:
     return float((np.log(rows.sum(axis=1, dtype=np.float64)) + largest - chosen).sum())
 
 
-@click.command()
+@click.command(cls=SeveralValues)
 @click.option("--file", "path", required=True, metavar="TEXT", help="Text file, UTF-8; - is standard input.")
 @click.option(
     "--context",
@@ -97,14 +98,14 @@ def perplexity(path, context, stride, as_json, **options) -> None:
     if stride > context:
         raise click.UsageError(f"--stride {stride} would skip tokens: it can be at most the context, {context}")
 
-    llama = open_llama(**options, context=context)
-    tokens = llama.tokenizer.encode(text, bos=False)
-    parts = list(windows(tokens, llama.tokenizer.encode(""), context, stride))
-    if not parts:
-        raise PromptError(f"{path}: nothing to predict in {len(tokens)} tokens")
-    started = time.perf_counter()
-    with click.progressbar(parts, label="windows", file=sys.stderr) as progress:
-        total = sum(negative_log_likelihood(llama.logits(fed), counted) for fed, counted in progress)
+    with open_llama(**options, context=context) as llama:
+        tokens = llama.tokenizer.encode(text, bos=False)
+        parts = list(windows(tokens, llama.tokenizer.encode(""), context, stride))
+        if not parts:
+            raise PromptError(f"{path}: nothing to predict in {len(tokens)} tokens")
+        started = time.perf_counter()
+        with click.progressbar(parts, label="windows", file=sys.stderr) as progress:
+            total = sum(negative_log_likelihood(llama.logits(fed), counted) for fed, counted in progress)
 
     n_tokens = sum(len(counted) for _, counted in parts)
     n_bytes = len(text.encode())

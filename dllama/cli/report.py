@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from dllama import Llama, Piece, SamplerSettings
 
 PROMPT_WIDTH = 60
+FIGURES = ("inference_ms", "transfer_ms", "sent_bytes", "received_bytes")
+"""Of a `NodeCost`."""
 
 
 @dataclass
@@ -83,7 +86,7 @@ def _average(phase: str, tokens: int, ms: float | None) -> str:
 
 
 def statistics(run: Run, llama: Llama) -> dict:
-    """The run as plain data, for programs: what `--stats` writes."""
+    """The run as plain data, for programs: what `--stats` writes, but for the plan."""
     pieces = run.pieces
     return {
         "prompt_tokens": len(run.prompt_ids),
@@ -96,12 +99,23 @@ def statistics(run: Run, llama: Llama) -> dict:
         "transfer_ms": [piece.transfer_ms for piece in pieces],
         "sent_bytes": [piece.sent_bytes for piece in pieces],
         "received_bytes": [piece.received_bytes for piece in pieces],
+        "nodes": node_series(pieces),
         "load_ms": llama.load_ms,
         "peak_rss_bytes": peak_rss_bytes(),
         "kernels": llama.kernels,
         "nthreads": llama.nthreads,
         "model": shape(llama.config),
     }
+
+
+def node_series(pieces: Sequence[Piece]) -> list[dict]:
+    """For each node what each token cost it; None for those that it had no part in, the first one among them."""
+    costs = [{cost.name: cost for cost in piece.nodes} for piece in pieces]
+    names = dict.fromkeys(name for by_name in costs for name in by_name)
+    return [
+        {"name": name} | {figure: [getattr(by_name.get(name), figure, None) for by_name in costs] for figure in FIGURES}
+        for name in names
+    ]
 
 
 def write_statistics(path: str | os.PathLike, values: dict) -> None:

@@ -1,18 +1,39 @@
 """One model over several devices, however unequal: each node holds a slice of every layer.
 
-So far only the plan is here, which says who holds what before anything is loaded or sent. It is pure data: everything
-that slices, sends, receives or counts bytes reads it, and nothing else knows about slices.
+The root has the model and samples; the workers run their slices. README.md beside this file says what they send each
+other. Who holds what is pure data, known before anything is loaded: all that slices, sends, receives or counts bytes
+reads the plan, and nothing else knows about slices.
 
-``node`` describes a device, ``share`` what one holds of a model; ``deal`` splits heads, blocks and rows, ``fit`` makes
-shares of them that memory holds, ``traffic`` counts what a token moves between nodes; ``plan`` is the result, and
-``planner`` decides who takes part:
+The plan:
+    node           what it has to know of a device
+    share          what one node holds of a model, down to rows and columns
+    deal, fit      heads, blocks and rows in proportion to speeds, and within each node's memory
+    traffic        what a token moves between nodes, in bytes and seconds
+    planner, plan  who takes part; the result
 
-from dllama.cluster.node import NodeSpec
-from dllama.cluster.planner import make_plan
+Links:
+    messages       what nodes say to each other
+    schema, wire   the bounds of all that, and its form on the wire
+    key, admission the cluster's key, and who may connect
+    address        where a worker is, and what answers there
+    sockets, links, listener   ZeroMQ's sockets: what they share, the side that connects, the side that listens
+    hub            waiting for all of a node's links at once
 
-nodes = [NodeSpec("root", read_speed=9e9, memory=8 << 30), NodeSpec("10.0.0.2:9998", read_speed=4e9)]
-plan = make_plan(config, nodes)
-for share in plan.shares:
-    print(share.node.name, share.heads, share.kv_heads, share.slices["o"].columns)
-print(plan.traffic, plan.step_seconds())
+Weights on their way:
+    slices         a node's slice of a model, as tensors and as one stream of bytes
+    digest         what makes two models, or two slices, the same
+    transfer       a slice in chunks, both ends
+    slice_file, slice_cache    slices on a worker's disk
+
+A node at work:
+    job            a plan as one node gets it
+    loading        its weights made ready, while it goes on talking
+    member         its slice, step by step
+    mesh           its links to the other nodes during a step
+    all_reduce     sums over all nodes
+
+Who does it:
+    worker, desk, join         a worker; its talk with roots and strangers; its links to the other workers
+    root, recruit, supply      the root; its first words with workers; their jobs and slices
+    settings, local            how a root reaches its workers; workers on this machine for a try-out
 """

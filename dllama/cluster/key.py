@@ -17,9 +17,6 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
-import zmq
-from zmq.utils import z85
-
 from dllama.errors import ClusterKeyError, FileError
 from dllama.folders import config_folder
 from dllama.formats.files import open_regular, reason
@@ -70,6 +67,8 @@ def copy_command(path: str | os.PathLike, host: str | None = None) -> str:
 
 def generate() -> ClusterKey:
     """A new key, in no file."""
+    import zmq  # not above: the command line's help need not wait for it
+
     return ClusterKey(*zmq.curve_keypair())
 
 
@@ -118,6 +117,9 @@ def rotate(path: str | os.PathLike) -> ClusterKey:
 
 def parse(path: str | os.PathLike, content: bytes) -> ClusterKey:
     """The key that a file's content says. Raises ClusterKeyError, with the path and without the content."""
+    import zmq
+    from zmq.utils import z85
+
     lines = [line.strip() for line in content.splitlines()]
     values = dict(line.partition(b"=")[::2] for line in lines if line and not line.startswith(b"#"))
     values = {name.strip(): value.strip() for name, value in values.items()}

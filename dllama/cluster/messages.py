@@ -141,11 +141,5 @@ class Beat(NamedTuple):
     """worker -> root: alive, and busy."""
 
 
-class Abort(NamedTuple):
-    """root -> worker: forget the step in progress."""
-
-    epoch: int
-
-
 class Bye(NamedTuple):
-    """root -> worker: the end; free everything."""
+    """root -> worker: the end; free everything. And back, when that is done."""

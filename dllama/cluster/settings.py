@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from dllama.cluster.key import ClusterKey
 
+DEFAULT_PORT = 9998
+STEP_TIMEOUT = 10.0
+
 
 @dataclass(frozen=True)
 class ClusterSettings:
@@ -22,4 +25,4 @@ class ClusterSettings:
     key: ClusterKey | None
     ratios: tuple[float, ...] | None = None
     connect_timeout: float = 5.0
-    step_timeout: float = 10.0
+    step_timeout: float = STEP_TIMEOUT

@@ -12,7 +12,6 @@ import msgpack
 
 from dllama import __version__
 from dllama.cluster.messages import (
-    Abort,
     Beat,
     Bye,
     Candidates,
@@ -114,6 +113,7 @@ PLAN: dict[str, Checker] = {
     "buffer_type": one_of(FloatType.F32, FloatType.Q80),
     "kv_type": one_of(FloatType.F32, FloatType.F16, FloatType.Q80),
     "context": integer(1, MAX_SEQ_LEN),
+    "step_timeout": real(1e-3, 1e6),  # seconds until a node that does not answer counts as lost
     "model_digest": DIGEST,
     "model_name": text(255),  # for people
 }
@@ -183,8 +183,7 @@ SCHEMA: dict[type, Kind] = {
     ),
     Lost: Kind(16, {"epoch": COUNT, "index": INDEX, "reason": text(MAX_TEXT)}),
     Beat: Kind(17, {}),
-    Abort: Kind(18, {"epoch": COUNT}),
-    Bye: Kind(19, {}),
+    Bye: Kind(18, {}),
 }
 
 KINDS = {kind.number: (message, kind, tuple(kind.fields.values())) for message, kind in SCHEMA.items()}

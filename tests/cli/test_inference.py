@@ -24,6 +24,7 @@ AVERAGE = re.compile(r"(Prompt|Generation) +(\d+) tokens +[\d.]+ ms/token +[\d.]
 STATISTICS = {
     *("prompt_tokens", "generated_tokens", "text", "token_ids", "prefill_ms", "decode_ms", "inference_ms"),
     *("transfer_ms", "sent_bytes", "received_bytes", "load_ms", "peak_rss_bytes", "kernels", "nthreads", "model"),
+    *("nodes", "cluster"),
 }
 
 
@@ -60,6 +61,9 @@ def test_statistics_have_a_value_for_every_token(greedy):
     for name in ("token_ids", "decode_ms", "inference_ms", "transfer_ms", "sent_bytes", "received_bytes"):
         assert len(statistics[name]) == 12
     assert all(0 < i <= d for i, d in zip(statistics["inference_ms"][1:], statistics["decode_ms"][1:], strict=True))
+    (node,) = statistics["nodes"]
+    assert node["name"] == "root" and statistics["cluster"] is None
+    assert node["inference_ms"] == [None, *statistics["inference_ms"][1:]]
     assert statistics["prefill_ms"] > 0
     assert statistics["load_ms"] > 0
     assert statistics["peak_rss_bytes"] > 10**7

@@ -1,11 +1,14 @@
 """Help, version, exit codes and what becomes of errors, whatever the command."""
 
 import subprocess
+import sys
 
 import pytest
 
 import dllama
 from tests.cli.program import ROOT, command, fails, succeeds
+
+NAMES = ("inference", "worker", "key", "cache", "info", "perplexity", "plan")
 
 
 def test_version():
@@ -16,11 +19,17 @@ def test_version():
 def test_help_shows_a_first_command_and_every_command(args):
     text = succeeds(*args)
     assert 'dllama inference --prompt "' in text
-    for name in ("inference", "info", "perplexity", "plan"):
+    assert "dllama inference --local-workers 2 " in text
+    for name in NAMES:
         assert f"\n  {name} " in text
 
 
-@pytest.mark.parametrize("name", ["inference", "info", "perplexity", "plan"])
+def test_help_needs_no_compiler_and_no_network():
+    code = "import sys, dllama.cli; print(*(name for name in ('numba', 'zmq') if name in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).stdout == b"\n"
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_help_of_a_command_has_examples(name):
     assert f"\n    dllama {name} " in succeeds(name, "--help")
 
@@ -43,6 +52,14 @@ def test_help_of_a_command_has_examples(name):
         (("inference", "--prompt", "a", "--prompt-file", "b"), "either --prompt or --prompt-file"),
         (("inference", "--prompt", "a", "--model", "a.m"), "--model needs --tokenizer with it"),
         (("inference", "--prompt", "a", "--tokenizer", "a.t"), "--tokenizer needs --model with it"),
+        (("inference", "--prompt", "a", "--ratios", "1:1"), "--ratios is for a cluster: it needs --workers or --local"),
+        (("inference", "--prompt", "a", "--insecure"), "--insecure is for a cluster"),
+        (("inference", "--prompt", "a", "--key-file", "k"), "--key-file is for a cluster"),
+        (("inference", "--prompt", "a", "--workers", "b", "c", "--local-workers", "1"), "either --workers or --local"),
+        (("inference", "--prompt", "a", "--workers", "b", "--step-timeout", "0"), "--step-timeout"),
+        (("inference", "--prompt", "a", "--workers", ","), "--workers names none"),
+        (("inference", "--prompt", "a", "--workers"), "'--workers' requires an argument"),
+        (("worker", "--port", "65536"), "--port"),
         (("perplexity",), "--file"),
         (("perplexity", "--file", "setup.cfg", "--context", "8", "--stride", "9"), "--stride 9 would skip tokens"),
     ],

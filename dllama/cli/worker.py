@@ -1,0 +1,174 @@
+"""`dllama worker`: lends this device to a cluster."""
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+import click
+
+from dllama.cli import quantities
+from dllama.cli.live import Live
+from dllama.cli.program import INTERRUPTED
+from dllama.cli.progress import Progress
+from dllama.cli.quantities import Quantity
+from dllama.cluster.settings import DEFAULT_PORT
+
+ANY_HOST = ("", "*", "0.0.0.0", "::")
+
+
+@click.command()
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=DEFAULT_PORT,
+    show_default=True,
+    metavar="N",
+    help="Port to listen on; 0 takes any that is free.",
+)
+@click.option(
+    "--host", default="0.0.0.0", show_default=True, metavar="ADDRESS", help="Of this device; 0.0.0.0 is all of them."
+)
+@click.option("--nthreads", type=click.IntRange(1, 256), metavar="N", help="Threads. [default: one for each core]")
+@click.option(
+    "--memory",
+    type=Quantity("memory size", quantities.BYTES, "2GiB"),
+    metavar="SIZE",
+    help="Memory to use at most, such as 2GiB. [default: what is free]",
+)
+@click.option("--model", metavar="FILE", help="A copy of the model; a root that runs it need not send any weights.")
+@click.option(
+    "--cache-limit",
+    type=Quantity("disk size", quantities.BYTES, "20GB"),
+    metavar="SIZE",
+    help="Disk that the slices of models may take, such as 20GB. [default: half of what is free, up to 100 GB]",
+)
+@click.option(
+    "--key-file",
+    metavar="FILE",
+    help="The cluster's key. [default: $DLLAMA_KEY_FILE, else cluster.key in your configuration folder]",
+)
+@click.option("--insecure", is_flag=True, help="Do without a key: anybody who reaches the port can use this device.")
+@click.option("--parent-fd", type=int, hidden=True)
+def worker(port, host, nthreads, memory, model, cache_limit, key_file, insecure, parent_fd) -> None:
+    """Lend this device to a cluster.
+
+    A worker waits for a root, which is "dllama inference --workers ..." on another device; it takes its slice of the
+    root's model, and keeps it on disk for the next time. It serves one root after another until Ctrl-C.
+
+    The first start makes the key of the cluster and tells how to copy it. Only nodes with the same key get in, so every
+    other device needs that copy before its own first start.
+
+    \b
+      dllama worker
+      dllama worker --port 9999 --nthreads 3 --memory 2GiB
+      dllama worker --model model.m --key-file lab.key
+    """
+    _end_at_signals()
+    if parent_fd is not None:
+        _end_with_parent(parent_fd)
+    live = Live()
+    progress = Progress(live, _log)
+    key = None if insecure else _key(key_file, host, port)
+
+    from dllama.cluster.slice_cache import SliceCache
+    from dllama.cluster.worker import Worker, WorkerSettings
+    from dllama.kernels.team import usable_cpus
+
+    settings = WorkerSettings(
+        host,
+        port,
+        key,
+        nthreads or usable_cpus(),
+        memory=None if memory is None else int(memory),
+        model=model,
+        cache=SliceCache(limit=None if cache_limit is None else int(cache_limit), notify=progress.say),
+    )
+    served = Worker(settings, progress.say, progress)
+    where = _join(host if host not in ANY_HOST else _own_address(), served.port)
+    how = "--insecure: anybody who reaches it can use this device" if insecure else f"cluster key {key.fingerprint}"
+    _log(f"listening on {_join(host, served.port)}, {settings.nthreads} threads, {how}")
+    _log(f"a root reaches it with --workers {where}" + (" --insecure" if insecure else ""))
+    if parent_fd is not None:
+        os.write(parent_fd, b"%d\n" % served.port)
+    served.serve()
+
+
+def _key(key_file: str | None, host: str, port: int):
+    """The cluster's key. The one in the user's configuration folder is made where it is not there yet."""
+    from dllama.cluster import key as cluster_key
+
+    path = cluster_key.key_path(key_file)
+    if key_file or os.environ.get(cluster_key.ENVIRONMENT):  # a name that was given has to be right
+        return cluster_key.load(path)
+    key, is_new = cluster_key.load_or_create(path)
+    if is_new:
+        own = host if host not in ANY_HOST else _own_address()
+        copy = cluster_key.copy_command(path, f"[{own}]" if ":" in own else own)
+        click.echo(_welcome(path, key.fingerprint, copy, _join(own, port)), err=True)
+    return key
+
+
+def _welcome(path: Path, fingerprint: str, copy: str, address: str) -> str:
+    """What the first start says."""
+    return f"""\
+New cluster key {fingerprint} in {path}: whoever has it may use the workers.
+
+On the device that is to be the root, the one with the model, type:
+  {copy}
+  dllama inference --model model.m --tokenizer tokenizer.t --prompt "Hello" --workers {address}
+
+On each further worker, before its first start, as it would make a key of its own otherwise:
+  {copy}
+  dllama worker
+"""
+
+
+def _own_address() -> str:
+    """The address that other devices reach this one by, as far as it can be told; nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # of no network (RFC 5737): it only asks for the way out
+            return probe.getsockname()[0]
+        except OSError:
+            return socket.gethostname()
+
+
+def _join(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _log(line: str) -> None:
+    click.echo(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}", err=True)
+
+
+def _end_at_signals() -> None:
+    """Ctrl-C and SIGTERM end the process at once, whatever it is at: what came of a slice is on the disk already."""
+    codes = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: 0}
+    told, tell = os.pipe()
+    os.set_blocking(tell, False)
+    signal.set_wakeup_fd(tell)  # gets the signal's number even while the main thread is in a kernel
+    for number in codes:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as a job in the background ignores Ctrl-C
+            signal.signal(number, lambda *_: None)
+
+    def wait() -> None:
+        (number,) = os.read(told, 1)
+        if sys.stderr.isatty():  # the cursor may be behind a bar
+            os.write(sys.stderr.fileno(), b"\n")
+        os._exit(codes[number])
+
+    threading.Thread(target=wait, name="dllama-signals", daemon=True).start()
+
+
+def _end_with_parent(fd: int) -> None:
+    """Whoever started this worker holds the other end of a pipe: it does not outlive them."""
+
+    def wait() -> None:
+        os.read(fd, 1)
+        os._exit(0)
+
+    threading.Thread(target=wait, name="dllama-parent", daemon=True).start()

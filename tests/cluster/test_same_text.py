@@ -1,0 +1,120 @@
+"""However many nodes, whatever their shares: the text is the one that a single node writes."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from dllama import Llama, SamplerSettings
+from dllama.cluster import root
+from dllama.cluster.settings import ClusterSettings
+from dllama.cluster.traffic import Form
+from dllama.formats import FloatType
+from tests.cluster.checkpoints import SHAPES, VOCAB
+
+GREEDY = SamplerSettings(temperature=0)
+EXACT = {"buffer_float_type": "f32", "nthreads": 1, "context": 200}
+PROMPT = np.random.default_rng(0).integers(3, VOCAB, 140).tolist()
+"""Of more than one batch."""
+NODES = (2, 3, 4, 5, 7)
+UNEQUAL = (1.5, 1, 1.9, 1.1, 1.2, 1, 1.1)
+EMBEDDED = "Question: Tom has 3 apples"
+
+
+@pytest.fixture
+def form(monkeypatch):
+    """``form(Form.SCATTER)`` makes every plan take that form."""
+
+    def force(form: Form) -> None:
+        make_plan = root.make_plan
+
+        def forced(*args, **options):
+            plan = make_plan(*args, **options)
+            vars(plan)["form"] = form
+            return plan
+
+        monkeypatch.setattr(root, "make_plan", forced)
+
+    return force
+
+
+def cluster(workers, ratios) -> ClusterSettings:
+    return ClusterSettings(tuple(worker.address for worker in workers), None, tuple(ratios))
+
+
+def ids(pieces) -> list[int]:
+    return [piece.token_id for piece in pieces]
+
+
+@pytest.fixture(scope="module")
+def alone(models):
+    """What one node writes, by the model."""
+    texts = {}
+
+    def text(model) -> list[int]:
+        if model not in texts:
+            with Llama(*models[model], **EXACT) as llama:
+                texts[model] = ids(llama.generate(PROMPT, 24, GREEDY))
+        return texts[model]
+
+    return text
+
+
+FORMS = itertools.cycle(Form)
+
+
+@pytest.mark.parametrize(
+    "shape, weights, nodes, kind",
+    [(*which, next(FORMS)) for which in itertools.product(SHAPES, (FloatType.F32, FloatType.Q40), NODES)],
+)
+def test_random_models(workers, models, alone, form, shape, weights, nodes, kind):
+    form(kind)
+    for ratios in (UNEQUAL[:nodes], [1] * nodes):
+        with Llama(*models[shape, weights], **EXACT, cluster=cluster(workers(nodes - 1), ratios)) as llama:
+            assert llama._engine.plan.form is kind and len(llama._engine.plan.shares) == nodes
+            assert ids(llama.generate(PROMPT, 24, GREEDY)) == alone((shape, weights))
+
+
+@pytest.mark.parametrize("nodes, kind", [(2, Form.SCATTER), (3, Form.BUTTERFLY), (4, Form.BUTTERFLY), (7, Form.MESH)])
+def test_the_embedded_model(workers, form, nodes, kind):
+    with Llama(buffer_float_type="f32") as llama:
+        expected = list(llama.generate(EMBEDDED, 40, GREEDY))
+    form(kind)
+    with Llama(buffer_float_type="f32", cluster=cluster(workers(nodes - 1), UNEQUAL[:nodes])) as llama:
+        pieces = list(llama.generate(EMBEDDED, 40, GREEDY))
+    assert [piece.text for piece in pieces] == [piece.text for piece in expected]
+
+
+@pytest.mark.parametrize("kind", list(Form))
+@pytest.mark.parametrize("weights", [FloatType.F32, FloatType.Q40])
+def test_logits(workers, models, form, weights, kind):
+    options = {**EXACT, "kv_float_type": "f32"}
+    with Llama(*models["gqa", weights], **options) as llama:
+        expected = llama.logits(PROMPT)
+    form(kind)
+    with Llama(*models["gqa", weights], **options, cluster=cluster(workers(3), (2, 1, 3, 1))) as llama:
+        np.testing.assert_allclose(llama.logits(PROMPT), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "settings", [GREEDY, SamplerSettings(seed=5), SamplerSettings(temperature=1.2, top_k=20, seed=2)]
+)
+def test_interleaved_sequences(workers, models, settings):
+    prompts = [PROMPT[:5], PROMPT[7:60], PROMPT]
+    with Llama(*models["few kv heads", FloatType.Q40], **EXACT) as llama:
+        alone = [ids(llama.generate(prompt, 12, settings)) for prompt in prompts]
+    with Llama(*models["few kv heads", FloatType.Q40], **EXACT, cluster=cluster(workers(2), (1, 1, 1))) as llama:
+        together = itertools.zip_longest(*(llama.generate(prompt, 12, settings) for prompt in prompts))
+        columns = list(zip(*together, strict=True))
+        assert [ids(filter(None, column)) for column in columns] == alone
+        assert ids(llama.generate(prompts[0], 12, settings)) == alone[0], "after those that are gone"
+
+
+@pytest.mark.parametrize("nodes", [2, 4])
+def test_q80_buffers_cost_next_to_nothing(workers, nodes):
+    from tests.engine.golden import perplexity
+
+    alone = perplexity()
+    together = perplexity(cluster=cluster(workers(nodes - 1), [1] * nodes))
+    print(f"perplexity {alone:.4f} on one node, {together:.4f} on {nodes}")
+    assert abs(together / alone - 1) < 0.01
