@@ -2,8 +2,9 @@
 
     python -m bench.quality --hf FOLDER                          # a Hugging Face checkpoint with its tokenizer.model
     python -m bench.quality --hf FOLDER --text STORY.txt
+    python -m bench.quality --hf FOLDER --imatrix FILE           # ... and with Q40 weights of least error by importance
 
-The checkpoint is converted into a temporary folder, once as F32 and once as Q40 and as Q80, and each form predicts the
+The checkpoint is converted into a temporary folder, as F32, as Q80 and as Q40 in every way, and each form predicts the
 same text: the GSM8K problems of a .jsonl file, each on its own between the tokens that begin and end a text, or any
 other text file in windows as long as the context. Problems longer than the context are left out.
 """
@@ -15,20 +16,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bench.report import print_table, save
-from converter.huggingface import convert
+from converter.convert import Settings, convert
 from dllama import Llama
 from dllama.cli.perplexity import negative_log_likelihood, windows
 from dllama.formats import FloatType
 from dllama.tokenizer import Tokenizer
 from dllama.train.corpus import read_problems
 
-# name: weights, buffers, KV cache. The first is what the others are compared with, the second dllama's main job.
+# name: how weights are stored, buffers, KV cache. The first is what the others are compared with.
+Q40 = Settings(FloatType.Q40)
 FORMS = {
-    "F32": ("f32", "f32", "f32"),
-    "Q40, buffers Q80, cache F16": ("q40", "q80", "f16"),
-    "Q40, buffers F32, cache F32": ("q40", "f32", "f32"),
-    "Q40, buffers Q80, cache Q80": ("q40", "q80", "q80"),
-    "Q80, buffers Q80, cache F16": ("q80", "q80", "f16"),
+    "F32": (Settings(FloatType.F32), "f32", "f32"),
+    "Q40, buffers Q80, cache F16": (Q40, "q80", "f16"),
+    "Q40, buffers F32, cache F32": (Q40, "f32", "f32"),
+    "Q40, buffers Q80, cache Q80": (Q40, "q80", "q80"),
+    "reference's Q40, buffers Q80, cache F16": (Settings(FloatType.Q40, reference=True), "q80", "f16"),
+    "Q80, buffers Q80, cache F16": (Settings(FloatType.Q80), "q80", "f16"),
 }
 
 
@@ -60,18 +63,21 @@ def main() -> None:
     parser.add_argument("--hf", type=Path, required=True, metavar="FOLDER", help="checkpoint folder")
     parser.add_argument("--text", type=Path, default=Path("../shared/data/gsm8k_test.jsonl"), metavar="FILE")
     parser.add_argument("--problems", type=int, default=300, help="of a .jsonl file, default %(default)s")
-    parser.add_argument("--search-scales", action="store_true", help="choose Q40 scales as dllama-convert's flag does")
+    parser.add_argument("--imatrix", type=Path, metavar="FILE", help="importance matrix, of another text than --text")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--name", default="quality", help="name of the results file, without .json")
     options = parser.parse_args()
 
-    found = {}
+    forms = dict(FORMS)
+    if options.imatrix:
+        weighed = Settings(FloatType.Q40, imatrix=options.imatrix)
+        forms["Q40 by importance, buffers Q80, cache F16"] = weighed, "q80", "f16"
+    found, models = {}, {}
     with tempfile.TemporaryDirectory() as scratch:
-        for name, (weights, buffers, cache) in FORMS.items():
-            model = Path(scratch, f"{weights}.m")
+        for name, (settings, buffers, cache) in forms.items():
+            model = models.setdefault(settings, Path(scratch, f"{len(models)}.m"))
             if not model.exists():
-                kind = FloatType.parse(weights)
-                convert(options.hf, model, kind, search_scales=options.search_scales and kind is FloatType.Q40)
+                convert(options.hf, model, settings)
             with Llama(
                 model,
                 options.hf / "tokenizer.model",
@@ -84,7 +90,7 @@ def main() -> None:
     ratios = {name: value / found["F32"] for name, value in found.items()}
 
     print(f"\nPerplexity of {options.hf.name} on {tokens} tokens of {options.text.name}, {kernels} kernels\n")
-    rows = [(name, f"{found[name]:.4f}", f"{100 * (ratios[name] - 1):+.2f} %") for name in FORMS]
+    rows = [(name, f"{found[name]:.4f}", f"{100 * (ratios[name] - 1):+.2f} %") for name in forms]
     print_table(("weights", "perplexity per token", "against F32"), rows)
     save(
         options.name,
@@ -92,7 +98,7 @@ def main() -> None:
             "question": "quality",
             "text": options.text.name,
             "tokens": tokens,
-            "search_scales": options.search_scales,
+            "imatrix": options.imatrix and options.imatrix.name,
             "kernels": kernels,
             "perplexity": found,
             "against_f32": ratios,

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from converter.safetensors import read_json
+from converter.values import epsilon, number, whole, whole_number
 from dllama.errors import FormatError
 from dllama.formats import Arch, FloatType, ModelConfig, RopeType
 
@@ -12,6 +13,7 @@ ARCHITECTURES = {
     "MistralForCausalLM": Arch.LLAMA,
     "Qwen3ForCausalLM": Arch.QWEN3,
 }
+BIASED = ("Qwen2ForCausalLM",)  # q, k and v add one, whatever config.json says
 MISTRAL_WINDOW = 4096  # what transformers takes for a Mistral whose config.json has no sliding_window
 
 
@@ -34,13 +36,18 @@ def parse_config(values: dict, weight_type: FloatType, seq_len: int | None = Non
     """As ``read_config``, from the object in config.json. ValueError with the reason."""
     names = values.get("architectures")
     name = names[0] if isinstance(names, list) and len(names) == 1 else names
+    known = ", ".join(ARCHITECTURES)
+    if name in BIASED:
+        raise ValueError(
+            f"architecture {name} cannot be converted: a .m file has no place for attention biases (known: {known})"
+        )
     if not isinstance(name, str) or name not in ARCHITECTURES:
-        raise ValueError(f"architecture {name} cannot be converted (known: {', '.join(ARCHITECTURES)})")
+        raise ValueError(f"architecture {name} cannot be converted (known: {known})")
     arch = ARCHITECTURES[name]
     _refuse_extras(values)
 
-    dim, n_heads = _integer(values, "hidden_size"), _integer(values, "num_attention_heads")
-    head_dim = _integer(values, "head_dim", 0)
+    dim, n_heads = whole(values, "hidden_size"), whole(values, "num_attention_heads")
+    head_dim = whole(values, "head_dim", 0)
     if not head_dim:
         if n_heads < 1 or dim % n_heads:
             raise ValueError(f"hidden_size {dim} cannot be split over {n_heads} heads")
@@ -49,14 +56,14 @@ def parse_config(values: dict, weight_type: FloatType, seq_len: int | None = Non
     config = ModelConfig(
         arch=arch,
         dim=dim,
-        hidden_dim=_integer(values, "intermediate_size"),
-        n_layers=_integer(values, "num_hidden_layers"),
+        hidden_dim=whole(values, "intermediate_size"),
+        n_layers=whole(values, "num_hidden_layers"),
         n_heads=n_heads,
-        n_kv_heads=_integer(values, "num_key_value_heads", n_heads),
+        n_kv_heads=whole(values, "num_key_value_heads", n_heads),
         head_dim=head_dim,
-        vocab_size=_integer(values, "vocab_size"),
+        vocab_size=whole(values, "vocab_size"),
         seq_len=_context(values, name, seq_len),
-        norm_epsilon=_epsilon(values),
+        norm_epsilon=epsilon(values.get("rms_norm_eps", 1e-6), "rms_norm_eps"),
         rope_type=rope_type,
         **rope_values,
         weight_type=weight_type,
@@ -82,7 +89,7 @@ def _context(values: dict, architecture: str, seq_len: int | None) -> int:
     Attention that looks back ``window`` tokens equals full attention for as long as the context is no longer, so such
     a model converts exactly up to there and is refused beyond.
     """
-    longest = _integer(values, "max_position_embeddings")
+    longest = whole(values, "max_position_embeddings")
     if seq_len is not None and seq_len > longest:
         raise ValueError(f"a context of {seq_len} is longer than the model's own, {longest}")
     seq_len = seq_len or longest
@@ -90,20 +97,12 @@ def _context(values: dict, architecture: str, seq_len: int | None) -> int:
         window = values["sliding_window"] if "sliding_window" in values else MISTRAL_WINDOW
     else:
         window = values.get("sliding_window") if values.get("use_sliding_window") else None
-    if window is not None and _whole(window, "sliding_window") < seq_len:
+    if window is not None and whole_number(window, "sliding_window") < seq_len:
         raise ValueError(
             f"attention looks back {window} tokens only (sliding_window), which a .m file cannot say: "
             f"a context of up to {window} converts exactly (--seq-len {window})"
         )
     return seq_len
-
-
-def _epsilon(values: dict) -> float:
-    epsilon = _number(values.get("rms_norm_eps", 1e-6), "rms_norm_eps")
-    for known in (1e-5, 1e-6):
-        if abs(epsilon - known) < 1e-3 * known:  # as float32 it may be 9.999999747378752e-06
-            return known
-    raise ValueError(f"rms_norm_eps is {epsilon}, and a .m file holds 1e-05 and 1e-06 only")
 
 
 def _rope(values: dict, arch: Arch) -> tuple[RopeType, dict]:
@@ -117,38 +116,32 @@ def _rope(values: dict, arch: Arch) -> tuple[RopeType, dict]:
     if parameters.get("partial_rotary_factor", 1) != 1:
         raise ValueError("partial_rotary_factor: rotary embedding of a part of the head is not supported")
     theta = parameters.get("rope_theta", values.get("rope_theta", 10000.0))
-    result = {"rope_theta": _number(theta, "rope_theta")}
+    result = {"rope_theta": number(theta, "rope_theta")}
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     if kind == "default":
         return (RopeType.HALF_SPLIT if arch is Arch.QWEN3 else RopeType.LLAMA), result
-    if kind != "llama3" or arch is Arch.QWEN3:
-        raise ValueError(f"rope scaling {kind} is not supported (known: llama3, for llama models)")
-    result["rope_scaling_factor"] = _number(parameters.get("factor"), "rope scaling factor")
-    result["rope_scaling_low_freq_factor"] = _number(parameters.get("low_freq_factor"), "low_freq_factor")
-    result["rope_scaling_high_freq_factor"] = _number(parameters.get("high_freq_factor"), "high_freq_factor")
-    result["rope_scaling_orig_seq_len"] = _integer(parameters, "original_max_position_embeddings")
+    if arch is Arch.QWEN3 or kind not in ("llama3", "linear"):
+        raise ValueError(f"rope scaling {kind} is not supported (known: llama3 and linear, for llama models)")
+    if kind == "linear":
+        return RopeType.LLAMA3_1, result | linear_scaling(number(parameters.get("factor"), "rope scaling factor"))
+    result["rope_scaling_factor"] = number(parameters.get("factor"), "rope scaling factor")
+    result["rope_scaling_low_freq_factor"] = number(parameters.get("low_freq_factor"), "low_freq_factor")
+    result["rope_scaling_high_freq_factor"] = number(parameters.get("high_freq_factor"), "high_freq_factor")
+    result["rope_scaling_orig_seq_len"] = whole(parameters, "original_max_position_embeddings")
     return RopeType.LLAMA3_1, result
 
 
-def _integer(values: dict, key: str, default: int | None = None) -> int:
-    value = values.get(key)
-    if value is None:
-        if default is None:
-            raise ValueError(f"{key} is missing")
-        return default
-    return _whole(value, key)
+def linear_scaling(factor: float) -> dict:
+    """Every frequency divided by a factor, in Llama 3.1's terms.
 
-
-def _whole(value, what: str) -> int:
-    if type(value) is not int:
-        raise ValueError(f"{what} is {value!r}, not a whole number")
-    return value
-
-
-def _number(value, what: str) -> float:
-    if type(value) not in (int, float):
-        raise ValueError(f"{what} is {value!r}, not a number" if value is not None else f"{what} is missing")
-    try:
-        return float(value)
-    except OverflowError:
-        raise ValueError(f"{what} is too large a number") from None
+    These divide the frequencies whose wavelength is longer than original length / low factor = 1 token, and that is
+    all of them: the shortest is 2 pi tokens.
+    """
+    if not 1 <= factor <= 1 << 20 or factor % 1:
+        raise ValueError(f"linear rope scaling by {factor}, and a .m file holds whole numbers only")
+    return {
+        "rope_scaling_factor": factor,
+        "rope_scaling_low_freq_factor": 1.0,
+        "rope_scaling_high_freq_factor": 2.0,
+        "rope_scaling_orig_seq_len": 1,
+    }

@@ -1,20 +1,22 @@
-"""A Hugging Face checkpoint folder -> a `.m` file, a few megabytes of rows at a time."""
+"""A Hugging Face checkpoint folder: `config.json`, and safetensors or `pytorch_model.bin` files, sharded or not."""
 
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
+from converter.checkpoint import Checkpoint, Source, match
 from converter.hf_config import read_config
-from converter.safetensors import READABLE, Tensor, open_checkpoint
+from converter.safetensors import read_json, read_safetensors
+from converter.tensors import HalfSplit, Tensor
+from converter.torch_file import read_torch_file
 from dllama.errors import FileError, FormatError
-from dllama.formats import Arch, FloatType, ModelConfig, ModelWriter, TensorInfo, quantize, tensor_layout
+from dllama.formats import Arch, FloatType, ModelConfig, TensorInfo
 
-CHUNK_BYTES = 8 << 20  # float32 rows that one thread holds at a time
-THREADS = min(8, os.cpu_count() or 1)
+CONFIG = "config.json"
+Reader = Callable[[str | os.PathLike], dict[str, Tensor]]
+FORMS: dict[str, Reader] = {"model.safetensors": read_safetensors, "pytorch_model.bin": read_torch_file}
+"""File of a checkpoint in one piece -> what reads it; the first that is there counts. A sharded one has an index of
+this name and ".index.json" instead."""
 
 WHOLE_MODEL = {
     "embedding": "model.embed_tokens.weight",
@@ -37,115 +39,66 @@ IN_LAYER = {
 BUFFERS = ("rotary_emb.inv_freq",)  # computed values that some checkpoints store
 
 
-def convert(
-    folder: str | os.PathLike,
-    out: str | os.PathLike,
-    weight_type: FloatType,
-    seq_len: int | None = None,
-    search_scales: bool = False,
-    progress: Callable[[int], None] = lambda nbytes: None,
-) -> ModelConfig:
-    """Write the checkpoint in ``folder`` as the model file ``out``, and return its shape.
+def open_folder(folder: Path, weight_type: FloatType, seq_len: int | None = None) -> Checkpoint:
+    """The checkpoint in a folder; seq_len: a shorter context than the model's own, or None.
 
-    seq_len: a shorter context than the model's own, or None
-    search_scales: look for the Q40 scales of least error, which takes longer
-    progress: called with the bytes of weights written since the last call
-    Raises FileError (FormatError) naming the file and the reason; ``out`` then is as it was.
+    Raises FileError (FormatError) naming the file and the reason.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileError(folder, "not a folder with a checkpoint" if folder.exists() else "no such file or folder")
     config, tied = read_config(folder, weight_type, seq_len)
-    sources = match(folder, config, tied, open_checkpoint(folder))
-    try:
-        writer = ModelWriter(out, config)
-    except ValueError as error:
-        raise FormatError(folder / "config.json", str(error)) from None
-    with writer, ThreadPoolExecutor(THREADS) as pool:
-        for info, source in sources:
-            chunks = _in_order(pool, _jobs(info, source, config, search_scales))
-            writer.write_chunks(info.name, info.layer, _counted(chunks, progress))
-    return config
-
-
-def match(folder: Path, config: ModelConfig, tied: bool, tensors: dict[str, Tensor]) -> list[tuple[TensorInfo, Tensor]]:
-    """The checkpoint's tensor for each of the model file, in file order.
-
-    FormatError names the first tensor that is missing, of the wrong shape or dtype, or left over.
-    """
-    pairs = []
-    for info in tensor_layout(config):
-        name = checkpoint_name(info, tied)
-        source = tensors.get(name)
-        if source is None:
-            raise FormatError(folder, f"tensor {name} is missing")
-        if source.shape != info.shape:
-            raise FormatError(
-                source.path, f"tensor {name} is {list(source.shape)}, config.json calls for {list(info.shape)}"
-            )
-        if source.dtype not in READABLE:
-            raise FormatError(
-                source.path, f"tensor {name} is {source.dtype}, which is not read (known: {', '.join(READABLE)})"
-            )
-        pairs.append((info, source))
-    used = {source.name for _, source in pairs}
+    tensors, files = read_tensors(folder)
     # A checkpoint may store the output matrix even where it is the embedding.
-    allowed = used | {WHOLE_MODEL["output"]}
-    for name, tensor in tensors.items():
-        if name not in allowed and not name.endswith(BUFFERS):
-            raise FormatError(tensor.path, f"tensor {name} has no place in this architecture")
-    return pairs
+    pairs = match(
+        folder,
+        config,
+        tensors,
+        lambda info: checkpoint_name(info, tied),
+        lambda name: name.endswith(BUFFERS) or name == WHOLE_MODEL["output"],
+        CONFIG,
+    )
+    sources = [(info, _reordered(info, tensor, config)) for info, tensor in pairs]
+    return Checkpoint("Hugging Face folder", folder, config, sources, [folder / CONFIG, *files])
+
+
+def read_tensors(folder: Path) -> tuple[dict[str, Tensor], list[Path]]:
+    """Every tensor of a checkpoint folder by name, and the files read. FileError for a missing file, FormatError for a
+    damaged one and for shards that the index does not describe."""
+    for single, read in FORMS.items():
+        index = folder / f"{single}.index.json"
+        if index.exists():
+            return _read_shards(index, read)
+        if (folder / single).exists():
+            return read(folder / single), [folder / single]
+    raise FileError(folder, f"holds no checkpoint (neither {' nor '.join(FORMS)}, nor an index of one)")
+
+
+def _read_shards(index: Path, read: Reader) -> tuple[dict[str, Tensor], list[Path]]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise FormatError(index, "has no weight_map")
+    for name in weight_map.values():
+        if not isinstance(name, str) or name != os.path.basename(name) or name in ("", ".", ".."):
+            raise FormatError(index, f"names a file {name!r}, which is not a plain file name")
+    files = {name: index.with_name(name) for name in sorted(set(weight_map.values()))}
+    shards = {name: read(file) for name, file in files.items()}
+    for tensor, name in weight_map.items():
+        if tensor not in shards[name]:
+            raise FormatError(files[name], f"lacks tensor {tensor}, which {index.name} places there")
+    for name, tensors in shards.items():
+        for tensor in tensors:
+            if weight_map.get(tensor) != name and not tensor.endswith(BUFFERS):
+                raise FormatError(files[name], f"holds tensor {tensor}, which {index.name} does not place there")
+    return {tensor: shards[name][tensor] for tensor, name in weight_map.items()}, [index, *files.values()]
 
 
 def checkpoint_name(info: TensorInfo, tied: bool) -> str:
-    """The name in the checkpoint of a tensor of the model file."""
+    """The name in the checkpoint of a tensor of the model file; tied: the output matrix is the embedding."""
     if info.layer is not None:
         return f"model.layers.{info.layer}.{IN_LAYER[info.name]}"
     return WHOLE_MODEL["embedding" if info.name == "output" and tied else info.name]
 
 
-def interleave_pairs(rows: np.ndarray, head_dim: int) -> np.ndarray:
-    """Reorder rows of q or k, whole heads of them, from rotary pairs (i, i + head_dim/2) to pairs (2i, 2i+1).
-
-    rows: [heads * head_dim, n] -> the same shape
-    """
-    halves = rows.reshape(-1, 2, head_dim // 2, rows.shape[1])
-    return halves.swapaxes(1, 2).reshape(rows.shape)
-
-
-def _jobs(
-    info: TensorInfo, source: Tensor, config: ModelConfig, search_scales: bool
-) -> Iterator[Callable[[], np.ndarray]]:
-    """One job for each chunk of rows: read, reorder, quantise; uint8 [rows, row_bytes]."""
-    permuted = config.arch is Arch.LLAMA and info.name in ("q", "k")
-    unit = config.head_dim if permuted else 1
-    step = max(1, CHUNK_BYTES // (4 * info.columns * unit)) * unit
-
-    def job(start: int, stop: int) -> np.ndarray:
-        rows = source.rows(start, stop)
-        if permuted:
-            rows = interleave_pairs(rows, config.head_dim)
-        try:
-            return quantize(rows, info.float_type, search_scales)
-        except ValueError as error:
-            raise FormatError(source.path, f"tensor {source.name} has {error}") from None
-
-    for start in range(0, info.rows, step):
-        yield lambda start=start: job(start, min(start + step, info.rows))
-
-
-def _in_order(pool: ThreadPoolExecutor, jobs: Iterable[Callable[[], np.ndarray]]) -> Iterator[np.ndarray]:
-    """The jobs' results in order, with only a few jobs more than threads begun at a time."""
-    begun = deque()
-    for job in jobs:
-        begun.append(pool.submit(job))
-        if len(begun) > THREADS:
-            yield begun.popleft().result()
-    while begun:
-        yield begun.popleft().result()
-
-
-def _counted(chunks: Iterable[np.ndarray], progress: Callable[[int], None]) -> Iterator[np.ndarray]:
-    for chunk in chunks:
-        yield chunk
-        progress(chunk.nbytes)
+def _reordered(info: TensorInfo, tensor: Tensor, config: ModelConfig) -> Source:
+    """The tensor with its rows in the model file's order: q and k of a llama turn interleaved pairs there."""
+    if config.arch is Arch.LLAMA and info.name in ("q", "k"):
+        return HalfSplit(**vars(tensor), head_dim=config.head_dim)
+    return tensor

@@ -1,10 +1,8 @@
-"""Reading safetensors checkpoints: one file, or several under an index.
+"""Reading a safetensors file, and JSON files as carefully.
 
 A file is ``uint64 header_bytes``, a JSON object of that length, then the tensors' bytes. The object maps a name to
 ``{"dtype", "shape", "data_offsets": [begin, end]}``, offsets counted from the end of the header; the tensors cover the
 bytes without gaps or overlaps (https://github.com/huggingface/safetensors#format). Everything is checked on opening.
-
-Rows are read, not mapped: pages of a mapping would count as the program's memory, up to the whole checkpoint.
 """
 
 import json
@@ -12,91 +10,25 @@ import math
 import os
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
+from converter.tensors import ITEM_BYTES, Tensor
+from dllama.errors import FormatError
+from dllama.formats.files import open_regular
 
-from dllama.errors import FileError, FormatError
-from dllama.formats.files import open_regular, reason
-
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 MAX_JSON_BYTES = 100_000_000  # the limit that the format's own library sets
 
-ITEM_BYTES = {
-    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 1),
-    **dict.fromkeys(("I16", "U16", "F16", "BF16"), 2),
-    **dict.fromkeys(("I32", "U32", "F32"), 4),
-    **dict.fromkeys(("I64", "U64", "F64"), 8),
-}
-READABLE = ("F32", "F16", "BF16")
+LFS_POINTER = b"version https://git-lfs"
+NOT_FETCHED = "a pointer of Git LFS, not the file itself: fetch it with 'git lfs pull'"
 
 
-@dataclass(frozen=True)
-class Tensor:
-    """One tensor of a safetensors file."""
-
-    name: str
-    path: Path
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int  # from the start of the file, in bytes
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of a row, the values of the last dimension."""
-        return self.shape[-1] * ITEM_BYTES[self.dtype]
-
-    def rows(self, start: int, stop: int) -> np.ndarray:
-        """Rows ``start`` to ``stop`` as float32 [stop - start, columns], for a tensor of one or two dimensions."""
-        count = (stop - start) * self.row_bytes
-        with open_regular(self.path) as file:
-            try:
-                file.seek(self.offset + start * self.row_bytes)
-                data = file.read(count)
-            except OSError as error:
-                raise FileError(self.path, f"cannot be read: {reason(error)}") from None
-        if len(data) != count:
-            raise FileError(self.path, "became shorter while it was read")
-        return to_float32(data, self.dtype).reshape(stop - start, self.shape[-1])
-
-
-def to_float32(data: bytes, dtype: str) -> np.ndarray:
-    """The numbers in ``data``, of a dtype in READABLE, as float32 [n]; bfloat16 is float32's upper half."""
-    if dtype == "BF16":
-        return (np.frombuffer(data, dtype="<u2").astype(np.uint32) << 16).view(np.float32)
-    return np.frombuffer(data, dtype="<f4" if dtype == "F32" else "<f2").astype(np.float32, copy=False)
-
-
-def open_checkpoint(folder: str | os.PathLike) -> dict[str, Tensor]:
-    """Every tensor of a checkpoint folder by name. FileError for a missing file, FormatError for a damaged one."""
-    folder = Path(folder)
-    index = folder / INDEX
-    if not index.exists():
-        single = folder / SINGLE
-        if not single.exists():
-            raise FileError(folder, f"holds no safetensors checkpoint (neither {SINGLE} nor {INDEX})")
-        return read_file(single)
-
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise FormatError(index, "has no weight_map")
-    for name in weight_map.values():
-        if not isinstance(name, str) or name != os.path.basename(name) or name in ("", ".", ".."):
-            raise FormatError(index, f"names a file {name!r}, which is not a plain file name")
-    files = {name: read_file(folder / name) for name in sorted(set(weight_map.values()))}
-    for tensor, name in weight_map.items():
-        if tensor not in files[name]:
-            raise FormatError(folder / name, f"lacks tensor {tensor}, which {INDEX} places there")
-    return {tensor: files[name][tensor] for tensor, name in weight_map.items()}
-
-
-def read_file(path: str | os.PathLike) -> dict[str, Tensor]:
+def read_safetensors(path: str | os.PathLike) -> dict[str, Tensor]:
     """Every tensor of one safetensors file by name, from its checked header."""
     with open_regular(path) as file:
         nbytes = os.fstat(file.fileno()).st_size
         head = file.read(8)
+        if head == LFS_POINTER[:8]:
+            raise FormatError(path, NOT_FETCHED)
         if len(head) < 8:
             raise FormatError(path, f"not a safetensors file: {nbytes} bytes")
         header_bytes = struct.unpack("<Q", head)[0]

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterator
 
 from dllama.errors import FormatError
-from dllama.formats.vocabulary import Vocabulary, read_small_file
+from dllama.formats.vocabulary import CONTROL, Vocabulary, read_small_file
 
 META_SPACE = "\u2581"
 
@@ -20,7 +20,7 @@ TRAINER_KIND, TRAINER_SUFFIX, TRAINER_BOS_ID, TRAINER_EOS_ID = 3, 24, 41, 42
 NORMALIZER_CHARSMAP, NORMALIZER_PREFIX, NORMALIZER_TRIM, NORMALIZER_ESCAPE = 2, 3, 4, 5
 
 BPE = 2
-USER_DEFINED = 4
+CONTROL_PIECE, USER_DEFINED = 3, 4
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
 
@@ -35,12 +35,14 @@ def read_sentencepiece(path: str | os.PathLike) -> Vocabulary:
 
 def parse_sentencepiece(data: bytes) -> Vocabulary:
     """As ``read_sentencepiece``, from the file's bytes. ValueError with the reason."""
-    pieces, scores, trainer, normalizer = [], [], {}, {}
+    pieces, scores, control, trainer, normalizer = [], [], [], {}, {}
     for number, value in fields(data):
         if number == PIECE:
             piece = dict(fields(value))
             if piece.get(PIECE_KIND) == USER_DEFINED:
                 raise ValueError("user-defined pieces, which a .t file cannot mark as such")
+            if piece.get(PIECE_KIND) == CONTROL_PIECE:
+                control.append(len(pieces))
             pieces.append(_bytes(piece, PIECE_TEXT).decode().replace(META_SPACE, " ").encode())
             scores.append(struct.unpack("<f", _bytes(piece, PIECE_SCORE, bytes(4)))[0])
         elif number == TRAINER:
@@ -62,6 +64,8 @@ def parse_sentencepiece(data: bytes) -> Vocabulary:
             "which a .t file cannot say: use the tokenizer.model itself"
         )
     bos_id, eos_id = _signed(trainer.get(TRAINER_BOS_ID, 1)), _signed(trainer.get(TRAINER_EOS_ID, 2))
+    for i in set(control) - {bos_id, eos_id}:  # these two a .t file names
+        scores[i] = CONTROL
     return Vocabulary(
         pieces,
         scores,

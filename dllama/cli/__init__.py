@@ -4,6 +4,7 @@ import click
 
 from dllama import __version__
 from dllama.cli.cache import cache
+from dllama.cli.imatrix import imatrix
 from dllama.cli.inference import inference
 from dllama.cli.info import info
 from dllama.cli.key import key
@@ -41,5 +42,5 @@ def main() -> None:
     """
 
 
-for command in (inference, worker, key, cache, info, perplexity, plan):
+for command in (inference, worker, key, cache, info, perplexity, plan, imatrix):
     main.add_command(command)

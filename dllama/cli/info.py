@@ -9,10 +9,11 @@ import click
 from dllama.cli import options
 from dllama.cli.shape import shape
 from dllama.engine.memory import in_units, needed_bytes
-from dllama.errors import ModelError
+from dllama.errors import FormatError, ModelError
 from dllama.formats import header
 from dllama.formats.blocks import FloatType
 from dllama.formats.files import open_regular
+from dllama.formats.manifest import read_manifest
 from dllama.formats.model import ModelFile
 from dllama.formats.vocabulary import tokenizer_kind
 from dllama.tokenizer import load_tokenizer
@@ -49,7 +50,8 @@ class IntegerList(click.ParamType):
 def info(file, context, nodes, kv_float_type, as_json) -> None:
     """Show what a model or tokenizer FILE holds.
 
-    For a model: its shape, the size of its parts, and the memory that a node needs.
+    For a model: its shape, the size of its parts, and the memory that a node needs; and, where the manifest that
+    dllama-convert wrote lies beside it, the files that it was made from.
 
     \b
       dllama info model.m
@@ -94,7 +96,17 @@ def model_values(path: str, contexts: tuple[int, ...] | None, nodes: tuple[int, 
             for context in contexts or _usual_contexts(config.seq_len)
             for n in nodes
         ],
+        "manifest": _manifest(path),
     }
+
+
+def _manifest(path: str) -> dict | None:
+    """The model's manifest; one that is damaged or of another file is told of, and left out."""
+    try:
+        return read_manifest(path)
+    except FormatError as error:
+        click.echo(f"{error}", err=True)
+        return None
 
 
 def _usual_contexts(seq_len: int) -> list[int]:
@@ -117,6 +129,20 @@ def _model_text(values: dict) -> str:
         f"{table(sizes)}\n\n"
         f"Memory that each node needs, KV cache in {values['kv_float_type']}\n"
         f"{table(memory)}"
+        f"{_origin_text(values['manifest'])}"
+    )
+
+
+def _origin_text(manifest: dict | None) -> str:
+    """Where the model came from; nothing where that is not known."""
+    if manifest is None:
+        return ""
+    source = manifest["source"]
+    files = [(file["name"], in_units(file["bytes"]), f"sha256 {file['sha256']}") for file in source["files"]]
+    return (
+        f"\n\nConverted from the {source['kind']} {source['name']} by {manifest['converter']}, "
+        f"{manifest['weights']} by {manifest['quantiser']}\n"
+        f"{table(files)}"
     )
 
 

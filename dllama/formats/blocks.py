@@ -22,9 +22,6 @@ F16_MAX = 65504.0
 # Blocks handled at a time: the temporaries of one step (a few 4-byte copies of 32 * STEP values) stay in the L2 cache.
 STEP = 2048
 
-# Steps that a scale search lets the largest value take; the reference quantiser's is 8.
-SEARCHED_STEPS = (8, 6.8, 7.2, 7.6, 8.4, 8.8, 9.2, 9.6)
-
 
 class FloatType(enum.IntEnum):
     """How the numbers of a matrix are stored. The values are those of the `.m` header."""
@@ -59,12 +56,10 @@ class FloatType(enum.IntEnum):
         return n // BLOCK * (Q40_BYTES if self is FloatType.Q40 else Q80_BYTES)
 
 
-def quantize(x: np.ndarray, float_type: FloatType, search: bool = False) -> np.ndarray:
+def quantize(x: np.ndarray, float_type: FloatType) -> np.ndarray:
     """Store the rows of ``x`` as ``float_type``.
 
     x: float32 [rows, n] -> uint8 [rows, float_type.row_bytes(n)]
-    search: for Q40, try several scales a block and keep the one of least squared error, in place of the reference
-    quantiser's; it takes many times as long
 
     Raises ValueError where ``n`` does not fill whole blocks, where a value is not finite, and where a value or a
     block's scale is beyond F16's largest number, 65504.
@@ -78,10 +73,7 @@ def quantize(x: np.ndarray, float_type: FloatType, search: bool = False) -> np.n
             raise ValueError(f"values beyond {F16_MAX:.0f}, which F16 cannot hold")
         out.view("<f4" if float_type is FloatType.F32 else "<f2")[...] = x
         return out
-    if float_type is FloatType.Q40:
-        block_bytes, pack = Q40_BYTES, _pack_q40_by_search if search else _pack_q40
-    else:
-        block_bytes, pack = Q80_BYTES, _pack_q80
+    block_bytes, pack = (Q40_BYTES, _pack_q40) if float_type is FloatType.Q40 else (Q80_BYTES, _pack_q80)
     blocks, packed = x.reshape(-1, BLOCK), out.reshape(-1, block_bytes)
     for start in range(0, len(blocks), STEP):
         pack(blocks[start : start + STEP], packed[start : start + STEP])
@@ -119,28 +111,6 @@ def _pack_q40(x: np.ndarray, out: np.ndarray) -> None:
     q += np.float32(8.5)
     q = np.minimum(q, 15, out=q).astype(np.uint8)  # q is never below 0.5, since |x / d| <= 8
     _store_q40(out, d, q)
-
-
-def _pack_q40_by_search(x: np.ndarray, out: np.ndarray) -> None:
-    """Of the codes that several scales give, those with the least squared error under the scale that fits them best.
-
-    For codes c = q - 8, the sum of (x - d c)^2 is least at d = sum(x c) / sum(c^2), where it is
-    sum(x^2) - sum(x c)^2 / sum(c^2): the best codes have the largest second term.
-    """
-    x = np.array(x.T, order="C")
-    first = _checked_scale(_largest(x) / np.float32(-8))
-    scale, codes = first.copy(), np.zeros_like(x)
-    most = np.full(x.shape[1], -1, dtype=np.float32)
-    for steps in SEARCHED_STEPS:
-        c = np.rint(x / _divisor(first * np.float32(8 / steps)))
-        np.clip(c, -8, 7, out=c)
-        xc, cc = (x * c).sum(axis=0), (c * c).sum(axis=0)
-        fit = xc / np.maximum(cc, 1)
-        better = fit * xc > most
-        most = np.where(better, fit * xc, most)
-        scale = np.where(better, fit, scale)
-        np.copyto(codes, c, where=better)
-    _store_q40(out, _checked_scale(scale), (codes + np.float32(8)).astype(np.uint8))
 
 
 def _pack_q80(x: np.ndarray, out: np.ndarray) -> None:

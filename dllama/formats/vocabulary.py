@@ -3,6 +3,7 @@
 Both end in one record a token: ``float32 score``, its length in bytes as 32 bits, the bytes themselves.
 """
 
+import enum
 import math
 import os
 import struct
@@ -22,7 +23,7 @@ KEYS = (
     "max_token_bytes",
     "bos_id",
     "eos_id",  # legacy: one eos id in the header
-    "pad_id",  # legacy, not used
+    "pad_id",  # legacy, not used; a PreTokenizer's number names one
     "chat_eos_id",  # legacy: another eos id
     "chat_template_bytes",
     "chat_stop_bytes",  # legacy: a string after the template, not used
@@ -32,11 +33,43 @@ KEYS = (
 """Name of each key of a `.t` header, at the key's number."""
 
 
+UNMERGED, ADDED, CONTROL = -1e10, -2e10, -4e10  # float32 holds them exactly
+"""Scores that say what a piece is. The first is the bound below which llama2.c and Distributed Llama merge nothing.
+
+UNMERGED: a piece of text that no merge makes;  ADDED: a special token that is text as well, such as "<think>";
+CONTROL: a special token that stands for no text. Files of other programs give special tokens ordinary scores.
+"""
+
+
+class PreTokenizer(enum.IntEnum):
+    """What is done to a text before its pieces are merged, where that cannot be told from the vocabulary.
+
+    The numbers are written as the pad id of a `.t` header (key 5), which every reader skips: unlike a key of our own,
+    on which Distributed Llama stops.
+    """
+
+    # Byte-level vocabularies: how a text is cut into words.
+    LLAMA3 = -101
+    QWEN2 = -102
+    GPT2 = -103
+    SMOLLM = -104
+    # Others: where a space is put before the text. Without a number it always is, as SentencePiece does.
+    SPACE_ALWAYS = -111  # unless the text begins with one
+    SPACE_FIRST = -112  # likewise, but not after a special token
+    SPACE_NEVER = -113
+
+    @property
+    def byte_level(self) -> bool:
+        """Whether the vocabulary's pieces are made of bytes, not of characters."""
+        return self > PreTokenizer.SPACE_ALWAYS
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """What a tokenizer file says. Raises ValueError, with the reason, for ids outside the vocabulary and the like.
 
-    A space is the byte 0x20 in pieces. A higher score makes a pair merge earlier.
+    A space is the byte 0x20 in pieces. A higher score makes a pair merge earlier; scores from UNMERGED down say what
+    else a piece is.
     """
 
     pieces: list[bytes]
@@ -45,6 +78,7 @@ class Vocabulary:
     eos_ids: tuple[int, ...]
     add_bos: bool = True
     chat_template: str | None = None
+    pre_tokenizer: PreTokenizer | None = None
 
     def __post_init__(self):
         if not self.pieces:
@@ -53,6 +87,10 @@ class Vocabulary:
             raise ValueError(f"{len(self.pieces)} tokens but {len(self.scores)} scores")
         if not all(map(math.isfinite, self.scores)):
             raise ValueError("a token's score is not a finite number")
+        try:
+            (self.chat_template or "").encode()
+        except UnicodeEncodeError:
+            raise ValueError("the chat template is not valid Unicode") from None
         for name, ids in (("bos", () if self.bos_id is None else (self.bos_id,)), ("eos", self.eos_ids)):
             for token_id in ids:
                 if not 0 <= token_id < len(self.pieces):
@@ -83,7 +121,7 @@ def tokenizer_kind(head: bytes) -> str:
     if magic in (MAGIC, OLD_MAGIC):
         raise ValueError("a model, not a tokenizer")
     if head.lstrip()[:1] == b"{":
-        raise ValueError("a tokenizer.json is not supported yet: use the model's SentencePiece tokenizer.model")
+        raise ValueError("a tokenizer.json, which dllama-convert tokenizer turns into a .t file")
     raise ValueError("not a tokenizer: neither .t, SentencePiece nor llama2.c's tokenizer.bin")
 
 
@@ -141,6 +179,7 @@ def parse_t(data: bytes) -> Vocabulary:
         eos_ids=tuple(dict.fromkeys(eos_ids)),
         add_bos=header.get("add_bos", 1) != 0,
         chat_template=chat_template,
+        pre_tokenizer=_pre_tokenizer(header.get("pad_id", -1)),
     )
 
 
@@ -165,6 +204,7 @@ def write_t(path: str | os.PathLike, vocabulary: Vocabulary) -> None:
         "vocab_size": len(v.pieces),
         "max_token_bytes": max(map(len, v.pieces)),
         "bos_id": -1 if v.bos_id is None else v.bos_id,
+        **({} if v.pre_tokenizer is None else {"pad_id": v.pre_tokenizer}),
         **({"chat_template_bytes": len(template)} if template else {}),
         "n_eos_ids": len(v.eos_ids),
         "add_bos": int(v.add_bos),
@@ -204,6 +244,15 @@ def _t_header(data: bytes) -> tuple[dict[str, int], int]:
     if header.get("version", 1) not in (0, 1):
         raise ValueError(f"header version {header['version']} is not known (known: 0 and 1)")
     return header, size
+
+
+def _pre_tokenizer(pad_id: int) -> PreTokenizer | None:
+    if pad_id >= -1:
+        return None
+    try:
+        return PreTokenizer(pad_id)
+    except ValueError:
+        raise ValueError(f"a pre-tokenizer of number {pad_id}, which is not known: it needs a newer dllama") from None
 
 
 def _tokens(data: bytes, offset: int, count: int | None) -> tuple[list[bytes], list[float]]:

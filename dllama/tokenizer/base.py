@@ -1,6 +1,7 @@
 """What every tokenizer does, and the decoder that turns ids into text as they come."""
 
 import codecs
+import re
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
@@ -57,10 +58,11 @@ class Tokenizer(Protocol):
     @property
     def vocab_size(self) -> int: ...
 
-    def encode(self, text: str, bos: bool = True) -> list[int]:
+    def encode(self, text: str, bos: bool = True, special: bool = False) -> list[int]:
         """Ids of ``text``. ``bos`` puts the bos id first, where the tokenizer has one and its file asks for it.
 
-        Special tokens spelled out in the text are text like any other. PromptError for text that is not Unicode.
+        Special tokens spelled out in the text are text like any other, unless ``special`` asks for their ids: that is
+        for what a chat template wrote, and never for what a user did. PromptError for text that is not Unicode.
         """
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -81,3 +83,9 @@ def check_unicode(text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise PromptError(f"the text is not valid Unicode at character {error.start}") from None
+
+
+def special_pattern(tokens: Iterable[str]) -> re.Pattern:
+    """Finds special tokens in a text, the longest where several begin at one place; splitting by it keeps them."""
+    longest_first = sorted(filter(None, tokens), key=len, reverse=True)
+    return re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import sentencepiece
 
-from dllama.tokenizer.base import UNKNOWN, StreamDecoder, check_unicode, decode_all
+from dllama.tokenizer.base import UNKNOWN, StreamDecoder, check_unicode, decode_all, special_pattern
 
 META_SPACE = "\u2581"  # how SentencePiece writes a space inside a piece
 
@@ -30,6 +30,9 @@ class SentencePieceTokenizer:
         kinds = zip(pieces, *(kind(ids) for kind in (
             self._library.is_control, self._library.is_unknown, self._library.is_byte)), strict=True)  # fmt: skip
         self._texts = [_text(*kind) for kind in kinds]
+        special = (self._library.is_control, self._library.is_unknown)
+        self._special = {piece: i for i, piece in enumerate(pieces) if any(kind(i) for kind in special)}
+        self._special_pattern = special_pattern(self._special)
         # Models that put a space before the text do so before a lone letter as well.
         self._has_prefix = (self._library.encode("a", out_type=str) or [""])[0].startswith(META_SPACE)
 
@@ -37,10 +40,13 @@ class SentencePieceTokenizer:
     def vocab_size(self) -> int:
         return len(self._texts)
 
-    def encode(self, text: str, bos: bool = True) -> list[int]:
+    def encode(self, text: str, bos: bool = True, special: bool = False) -> list[int]:
         """Ids of ``text``; see ``Tokenizer.encode``."""
         check_unicode(text)
-        return [self.bos_id] * (bos and self.bos_id is not None) + self._library.encode(text)
+        ids = [self.bos_id] * (bos and self.bos_id is not None)
+        for i, part in enumerate(self._special_pattern.split(text) if special else [text]):
+            ids += [self._special[part]] if i % 2 else self._library.encode(part)
+        return ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ``ids``; see ``Tokenizer.decode``."""

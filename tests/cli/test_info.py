@@ -8,6 +8,7 @@ import pytest
 
 from dllama.engine.memory import in_units, needed_bytes
 from dllama.formats import FloatType
+from dllama.formats.manifest import read_manifest, write_manifest
 from tests.cli.conftest import CONFIG
 from tests.cli.program import fails, succeeds
 
@@ -37,6 +38,27 @@ def test_a_model_as_a_table(small_model):
     assert "context 1 node 4 nodes" in rows
     needed = [in_units(needed_bytes(CONFIG, 128, FloatType.F16, nodes)) for nodes in (1, 4)]
     assert f"128 {needed[0]} {needed[1]}" in rows
+
+
+def test_where_a_model_came_from(tmp_path, small_model):
+    model = tmp_path / "a.m"
+    model.write_bytes(small_model.read_bytes())
+    assert json.loads(succeeds("info", model, "--json"))["manifest"] is None
+    files = [
+        {"name": "params.json", "bytes": 98, "sha256": "0a" * 32},
+        {"name": "w.pth", "bytes": 5, "sha256": "1b" * 32},
+    ]
+    manifest = {
+        "source": {"kind": "Meta folder", "name": "llama", "files": files}, "weights": "q40", "quantiser": "reference",
+        "converter": "dllama 0.1",
+    }  # fmt: skip
+    write_manifest(model, manifest)
+    assert json.loads(succeeds("info", model, "--json"))["manifest"] == read_manifest(model)
+    lines = [" ".join(line.split()) for line in succeeds("info", model).splitlines()]
+    assert "Converted from the Meta folder llama by dllama 0.1, q40 by reference" in lines
+    assert f"params.json 98 bytes sha256 {'0a' * 32}" in lines
+    model.write_bytes(small_model.read_bytes()[:-1] + b"x")
+    assert "Converted" not in succeeds("info", model)
 
 
 def test_a_context_beyond_the_model(small_model):

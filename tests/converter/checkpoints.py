@@ -1,10 +1,13 @@
-"""Small Hugging Face checkpoints of random weights, written with the format's description alone."""
+"""Small checkpoints of random weights in every form, written with the formats' descriptions alone."""
 
 import json
 import struct
 from pathlib import Path
 
 import numpy as np
+
+from tests.converter.gguf_files import gguf_bytes
+from tests.converter.torch_files import torch_bytes
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 96,
@@ -28,9 +31,9 @@ LLAMA3_1 = {
 CONFIGS = {"llama": LLAMA, "mistral": MISTRAL, "qwen3": QWEN3, "llama3.1": LLAMA3_1}
 
 
-def safetensors_bytes(tensors: dict[str, tuple[str, tuple, bytes]], metadata: dict | None = None) -> bytes:
+def safetensors_bytes(tensors: dict[str, tuple[str, tuple, bytes]]) -> bytes:
     """A safetensors file of ``name -> (dtype, shape, bytes)``."""
-    header = {} if metadata is None else {"__metadata__": metadata}
+    header = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, (dtype, shape, data) in tensors.items():
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + len(data)]}
@@ -89,22 +92,36 @@ def random_weights(config: dict, dtype: str = "F32", seed: int = 0) -> dict[str,
     return weights
 
 
-def write(folder: Path, config: dict, weights: dict[str, np.ndarray], dtype: str = "F32", shards: int = 1) -> Path:
-    """Write a checkpoint folder as transformers lays it out."""
+def write_torch(path: Path, weights: dict[str, np.ndarray], dtype: str = "F32") -> Path:
+    """Write float32 values as a torch checkpoint of ``dtype``."""
+    path.write_bytes(torch_bytes({name: encoded(values, dtype) for name, values in weights.items()}))
+    return path
+
+
+def write(
+    folder: Path,
+    config: dict,
+    weights: dict[str, np.ndarray],
+    dtype: str = "F32",
+    shards: int = 1,
+    form: str = "safetensors",
+) -> Path:
+    """Write a checkpoint folder as transformers lays it out; form: "safetensors" or "bin"."""
+    stem, pack = {"safetensors": ("model", safetensors_bytes), "bin": ("pytorch_model", torch_bytes)}[form]
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     tensors = {name: encoded(values, dtype) for name, values in weights.items()}
     if shards == 1:
-        (folder / "model.safetensors").write_bytes(safetensors_bytes(tensors, {"format": "pt"}))
+        (folder / f"{stem}.{form}").write_bytes(pack(tensors))
         return folder
     weight_map = {}
     for shard in range(shards):
-        file = f"model-{shard + 1:05}-of-{shards:05}.safetensors"
+        file = f"{stem}-{shard + 1:05}-of-{shards:05}.{form}"
         part = dict(list(tensors.items())[shard::shards])
-        (folder / file).write_bytes(safetensors_bytes(part, {"format": "pt"}))
+        (folder / file).write_bytes(pack(part))
         weight_map |= dict.fromkeys(part, file)
     index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / f"{stem}.{form}.index.json").write_text(json.dumps(index))
     return folder
 
 
@@ -122,3 +139,80 @@ def write_sparse(folder: Path, config: dict, dtype: str = "BF16") -> int:
         file.write(struct.pack("<Q", len(text)) + text)
         file.truncate(8 + len(text) + offset)
     return offset
+
+
+def write_meta(folder: Path, config: dict, weights: dict[str, np.ndarray], shards: int = 1, split_rows: bool = False):
+    """Write the weights of a llama as Meta lays a checkpoint out; the names and orders are those of Meta's code.
+
+    split_rows: the shards hold rows of the embedding, as Llama 3's do, not columns
+    """
+    folder.mkdir(exist_ok=True)
+    dim, hidden = config["hidden_size"], config["intermediate_size"]
+    params = {
+        "dim": dim, "n_layers": config["num_hidden_layers"], "n_heads": config["num_attention_heads"],
+        "n_kv_heads": config["num_key_value_heads"], "vocab_size": -1, "norm_eps": config["rms_norm_eps"],
+        "multiple_of": 32, "ffn_dim_multiplier": (hidden - 1) / int(8 * dim / 3), "rope_theta": config["rope_theta"],
+        "use_scaled_rope": config["rope_scaling"] is not None, "max_seq_len": config["max_position_embeddings"],
+    }  # fmt: skip
+    (folder / "params.json").write_text(json.dumps(params))
+    whole = {meta_name(name): meta_rows(name, values, config) for name, values in weights.items()}
+    for rank in range(shards):
+        part = {}
+        for name, values in whole.items():
+            by_columns = name.endswith(("wo.weight", "w2.weight")) or (name.startswith("tok") and not split_rows)
+            if values.ndim == 2:
+                values = np.ascontiguousarray(np.split(values, shards, axis=1 if by_columns else 0)[rank])
+            part[name] = values
+        write_torch(folder / f"consolidated.{rank:02}.pth", part | {"rope.freqs": np.ones(8, np.float32)})
+    return folder
+
+
+def write_gguf(path: Path, config: dict, weights: dict[str, np.ndarray], dtype: str = "F32") -> Path:
+    """Write the weights of a llama as llama.cpp's converter lays them out; norms are F32."""
+    metadata = {
+        "general.architecture": "llama", "llama.context_length": config["max_position_embeddings"],
+        "llama.embedding_length": config["hidden_size"], "llama.block_count": config["num_hidden_layers"],
+        "llama.feed_forward_length": config["intermediate_size"],
+        "llama.attention.head_count": config["num_attention_heads"],
+        "llama.attention.head_count_kv": config["num_key_value_heads"],
+        "llama.attention.layer_norm_rms_epsilon": config["rms_norm_eps"], "llama.rope.freq_base": config["rope_theta"],
+    }  # fmt: skip
+    tensors = {}
+    for name, values in weights.items():
+        values = meta_rows(name, values, config)
+        tensors[gguf_name(name)] = encoded(values, dtype if values.ndim == 2 else "F32")
+    path.write_bytes(gguf_bytes(metadata, tensors))
+    return path
+
+
+def gguf_name(name: str) -> str:
+    """llama.cpp's name for a tensor of a Hugging Face llama."""
+    for theirs, ours in {
+        "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output", "model.layers": "blk",
+        "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.down_proj": "ffn_down",
+        "mlp.up_proj": "ffn_up", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
+    }.items():  # fmt: skip
+        name = name.replace(theirs, ours)
+    return name
+
+
+def meta_name(name: str) -> str:
+    """Meta's name for a tensor of a Hugging Face llama."""
+    for theirs, ours in {
+        "model.embed_tokens": "tok_embeddings", "model.norm": "norm", "lm_head": "output", "model.layers": "layers",
+        "self_attn.q_proj": "attention.wq", "self_attn.k_proj": "attention.wk", "self_attn.v_proj": "attention.wv",
+        "self_attn.o_proj": "attention.wo", "mlp.gate_proj": "feed_forward.w1", "mlp.down_proj": "feed_forward.w2",
+        "mlp.up_proj": "feed_forward.w3", "input_layernorm": "attention_norm", "post_attention_layernorm": "ffn_norm",
+    }.items():  # fmt: skip
+        name = name.replace(theirs, ours)
+    return name
+
+
+def meta_rows(name: str, values: np.ndarray, config: dict) -> np.ndarray:
+    """Rows of q and k turn pairs (2i, 2i+1) in Meta's code, (i, i + head_dim/2) in transformers'."""
+    if not name.endswith(("q_proj.weight", "k_proj.weight")):
+        return values
+    head_dim = config["hidden_size"] // config["num_attention_heads"]
+    order = np.arange(head_dim).reshape(2, -1).T.ravel()  # 0, head_dim/2, 1, head_dim/2 + 1, ...
+    return values.reshape(-1, head_dim, values.shape[1])[:, order].reshape(values.shape)

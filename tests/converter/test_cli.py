@@ -1,4 +1,5 @@
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -9,7 +10,8 @@ from click.testing import CliRunner
 from converter.cli import main
 from dllama.formats import FloatType, ModelFile
 from dllama.tokenizer import load_tokenizer
-from tests.converter.checkpoints import LLAMA, random_weights, write, write_sparse
+from tests.converter.checkpoints import LLAMA, random_weights, write, write_gguf, write_meta, write_sparse
+from tests.converter.torch_files import archive
 from tests.tokenizer.models import train
 
 
@@ -25,10 +27,60 @@ def run(*arguments):
 def test_hf(tmp_path, checkpoint):
     result = run("hf", checkpoint, "--weights-float-type", "q80", "--seq-len", 64, "-o", tmp_path / "a.m")
     assert result.exit_code == 0
-    assert "a.m: " in result.stdout and "llama, 2 layers, q80, context 64" in result.stdout
+    assert "a.m: " in result.stdout and "from a Hugging Face folder, llama, 2 layers, q80, context 64" in result.stdout
     assert result.stderr.splitlines()[-1].startswith("Writing a.m: 100 %, ")
     with ModelFile(tmp_path / "a.m") as file:
         assert (file.config.weight_type, file.config.seq_len) == (FloatType.Q80, 64)
+
+
+@pytest.mark.parametrize(
+    "words", [["{}"], ["{}", "q80"], ["model", "{}", "Q80"], ["{}", "--weights-float-type", "q80"]]
+)
+def test_a_path_alone_is_recognised(tmp_path, monkeypatch, words):
+    """The form of the first releases: the folder, the type, and a file here named for both."""
+    monkeypatch.chdir(tmp_path)
+    write_meta(tmp_path / "llama-2-7b", LLAMA, random_weights(LLAMA), 2)
+    result = run(*(word.format(tmp_path / "llama-2-7b") for word in words))
+    kind = "q40" if len(words) == 1 else "q80"
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.startswith(f"dllama_model_llama-2-7b_{kind}.m: ")
+    with ModelFile(f"dllama_model_llama-2-7b_{kind}.m") as file:
+        assert file.config.weight_type is FloatType.parse(kind)
+
+
+def test_a_folder_here_is_taken_by_its_name(tmp_path, monkeypatch, checkpoint):
+    monkeypatch.chdir(checkpoint.parent)
+    assert run(checkpoint.name, "f16", "-o", tmp_path / "a.m").exit_code == 0
+
+
+def test_meta(tmp_path):
+    folder = write_meta(tmp_path / "meta", LLAMA, random_weights(LLAMA))
+    assert run("meta", folder, "--weights-float-type", "f32", "-o", tmp_path / "a.m").exit_code == 0
+    with ModelFile(tmp_path / "a.m") as file:
+        assert file.config.weight_type is FloatType.F32
+    result = run("hf", folder, "-o", tmp_path / "b.m")
+    assert (result.exit_code, result.stderr.endswith("config.json: no such file or folder\n")) == (1, True)
+
+
+def test_gguf(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = write_gguf(tmp_path / "llama-f16.gguf", LLAMA, random_weights(LLAMA))
+    assert run("gguf", path, "--weights-float-type", "q80", "-o", "a.m").exit_code == 0
+    assert run(path.name, "q80").exit_code == 0
+    assert (tmp_path / "dllama_model_llama-f16_q80.m").read_bytes() == (tmp_path / "a.m").read_bytes()
+
+
+def test_values_that_became_zero_are_told(tmp_path):
+    weights = random_weights(LLAMA)
+    weights["model.norm.weight"][:3] = float("nan")
+    folder = write(tmp_path / "checkpoint", LLAMA, weights)
+    result = run(folder, "-o", tmp_path / "a.m")
+    assert result.exit_code == 1
+    assert "model.norm.weight has values that are not finite (NaN or infinity) (--allow-non-finite" in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint"]
+    result = run(folder, "-o", tmp_path / "a.m", "--allow-non-finite")
+    assert result.exit_code == 0
+    assert "model.norm.weight: 3 values were not finite and became 0\n" in result.stderr
 
 
 def test_as_a_module(tmp_path, checkpoint):
@@ -55,12 +107,20 @@ def test_an_existing_output_stays_unless_forced(tmp_path, checkpoint):
     assert out.read_text() == "before"
     assert run("hf", checkpoint, "-o", out, "--force").exit_code == 0
     ModelFile(out).close()
+    out.unlink()
+    result = run("hf", checkpoint, "-o", out)
+    assert result.stderr == f"dllama-convert: error: {out}.json: exists already (--force replaces it)\n"
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(
     "arguments, reason",
     [
-        (["hf", "missing", "-o", "a.m"], "dllama-convert: error: missing/config.json: no such file or folder\n"),
+        (["hf", "missing", "-o", "a.m"], "dllama-convert: error: missing: no such file or folder\n"),
+        (["meta", "missing", "-o", "a.m"], "dllama-convert: error: missing: no such file or folder\n"),
+        (["gguf", "missing", "-o", "a.m"], "dllama-convert: error: missing: no such file or folder\n"),
+        (["model", "missing"], "dllama-convert: error: missing: no such file or folder\n"),
+        (["./missing", "q40"], "dllama-convert: error: missing: no such file or folder\n"),
         (["tokenizer", "missing", "-o", "a.t"], "dllama-convert: error: missing: no such file or folder\n"),
     ],
 )
@@ -72,15 +132,16 @@ def test_errors_are_one_line(tmp_path, monkeypatch, arguments, reason):
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_conversion_leaves_nothing(tmp_path, number, status):
-    """A model of a billion weights, interrupted as soon as the first of it is written."""
+@pytest.mark.parametrize("stage", ["reading", "writing"])
+def test_an_interrupted_conversion_leaves_nothing(tmp_path, number, status, stage):
+    """A model of a billion weights, interrupted as soon as its file is there, and when the first of it is written."""
     large = {**LLAMA, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "vocab_size": 32000}
     write_sparse(tmp_path / "checkpoint", large)
     script = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # background jobs ignore it
     script += "from converter.cli import main; main()"
     arguments = ["hf", str(tmp_path / "checkpoint"), "-o", str(tmp_path / "a.m")]
     process = subprocess.Popen([sys.executable, "-c", script, *arguments], stderr=subprocess.PIPE, text=True)
-    while not any(path.stat().st_size for path in tmp_path.glob(".a.m.*.tmp")):
+    while not any(stage == "reading" or path.stat().st_size for path in tmp_path.glob(".a.m.*.tmp")):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.01)
     process.send_signal(number)
@@ -89,8 +150,50 @@ def test_an_interrupted_conversion_leaves_nothing(tmp_path, number, status):
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
-@pytest.mark.parametrize("arguments", [["hf"], ["hf", "x", "-o", "y", "--weights-float-type", "q5"], ["hf", "x", "-o",
-                                       "y", "--seq-len", "0"], ["tokenizer", "x"], ["nothing"]])  # fmt: skip
+def without_a_shard(folder):
+    (folder / "consolidated.01.pth").unlink()
+
+
+def with_a_truncated_shard(folder):
+    path = folder / "consolidated.01.pth"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def with_a_malicious_shard(folder):
+    command = f"touch {folder.parent / 'harmed'}".encode()
+    pickle = b"\x80\x02}X\x01\x00\x00\x00acposix\nsystem\n(X" + struct.pack("<I", len(command)) + command + b"tRs."
+    (folder / "consolidated.01.pth").write_bytes(archive(pickle, {}))
+
+
+def with_params_of_another_kind(folder):
+    (folder / "params.json").write_text('{"dim": 64, "n_layers": 2, "n_heads": 4, "moe": {"num_experts": 8}}')
+
+
+@pytest.mark.parametrize(
+    "damage, reason",
+    [
+        (without_a_shard, "meta: holds 1 shard, and params.json with the size of the first calls for 2"),
+        (with_a_truncated_shard, "meta/consolidated.01.pth: truncated or not a torch checkpoint"),
+        (with_a_malicious_shard, "meta/consolidated.01.pth: refused: its pickle asks for posix.system"),
+        (with_params_of_another_kind, "meta/params.json: moe is set, and such a model cannot be converted (known: "),
+    ],
+)
+def test_a_bad_checkpoint_is_one_line_and_leaves_nothing(tmp_path, damage, reason):
+    folder = write_meta(tmp_path / "meta", LLAMA, random_weights(LLAMA), 2)
+    damage(folder)
+    result = run(folder, "q40", "-o", tmp_path / "a.m")
+    assert result.exit_code == 1 and result.stdout == ""
+    assert result.stderr.startswith(f"dllama-convert: error: {tmp_path}/{reason}") and result.stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["meta"]
+
+
+USAGE_ERRORS = [
+    "hf", "hf x -o y --weights-float-type q5", "hf x -o y --seq-len 0", "tokenizer x", "nothing", ". q5",
+    ". q40 --weights-float-type q80", ". q80 --imatrix x", ". --reference --imatrix x",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", [words.split() for words in USAGE_ERRORS], ids=USAGE_ERRORS)
 def test_usage_errors_are_one_line_and_exit_with_2(arguments):
     result = run(*arguments)
     assert result.exit_code == 2
@@ -105,7 +208,7 @@ def test_an_output_that_no_one_can_read_is_an_error(tmp_path, checkpoint):
     assert done.stderr.splitlines()[-1].startswith("dllama-convert: error: cannot write the output: ")
 
 
-@pytest.mark.parametrize("command", [[], ["hf"], ["tokenizer"]])
+@pytest.mark.parametrize("command", [[], ["model"], ["hf"], ["meta"], ["gguf"], ["tokenizer"]])
 def test_help_teaches_by_example(command):
     result = run(*command, "--help")
     assert result.exit_code == 0 and "dllama-convert" in result.stdout.split("Usage", 1)[1].split("\n", 1)[1]

@@ -1,10 +1,12 @@
 import json
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from converter.hf_config import parse_config, read_config
+from dllama.engine.rope import frequencies
 from dllama.errors import FormatError
 from dllama.formats import Arch, FloatType, ModelConfig, RopeType
 from tests.converter.checkpoints import CONFIGS, LLAMA, LLAMA3_1, MISTRAL, QWEN3
@@ -44,6 +46,14 @@ def test_llama3_1_in_both_spellings():
     assert parse(newer) == parse(LLAMA3_1)
     older = {**LLAMA3_1, "rope_scaling": without(parameters, "rope_type", "rope_theta") | {"type": "llama3"}}
     assert parse(older) == parse(LLAMA3_1)
+
+
+@pytest.mark.parametrize("key", ["type", "rope_type"])
+def test_linear_scaling_is_llama3_1_s_from_the_first_token_on(key):
+    config, _ = parse(LLAMA, rope_scaling={key: "linear", "factor": 4.0}, rope_theta=20000.0)
+    plain, _ = parse(LLAMA, rope_theta=20000.0)
+    assert config.rope_type is RopeType.LLAMA3_1
+    np.testing.assert_allclose(frequencies(config), frequencies(plain) / 4, rtol=1e-15)
 
 
 def test_newer_spelling_without_scaling():
@@ -105,7 +115,16 @@ def test_a_sliding_window_converts_up_to_its_length():
         ({**LLAMA, "rope_theta": float("inf")}, "rope_theta is inf"),
         ({**LLAMA, "rope_theta": 10**400}, "rope_theta is too large a number"),
         ({**LLAMA, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope scaling yarn is not supported"),
-        ({**LLAMA, "rope_scaling": {"type": "linear", "factor": 4.0}}, "rope scaling linear is not supported"),
+        ({**LLAMA, "rope_scaling": {"type": "dynamic", "factor": 4.0}}, "rope scaling dynamic is not supported"),
+        (
+            {**LLAMA, "rope_scaling": {"type": "linear", "factor": 2.5}},
+            "linear rope scaling by 2.5, and a .m file holds",
+        ),
+        ({**LLAMA, "rope_scaling": {"type": "linear", "factor": float("inf")}}, "linear rope scaling by inf"),
+        ({**LLAMA, "rope_scaling": {"type": "linear", "factor": float("nan")}}, "linear rope scaling by nan"),
+        ({**LLAMA, "rope_scaling": {"type": "linear"}}, "rope scaling factor is missing"),
+        ({**QWEN3, "rope_scaling": {"type": "linear", "factor": 2.0}}, "rope scaling linear is not supported"),
+        ({**LLAMA, "architectures": ["Qwen2ForCausalLM"]}, "no place for attention biases .known: LlamaFor"),
         ({**LLAMA, "rope_scaling": {"rope_type": "llama3"}}, "rope scaling factor is missing"),
         ({**LLAMA, "rope_scaling": "llama3"}, "differ between layers"),
         ({**LLAMA, "rope_parameters": {"full_attention": {}}}, "differ between layers"),

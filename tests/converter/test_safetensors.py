@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from converter.safetensors import open_checkpoint, read_file, read_json, to_float32
+from converter.safetensors import read_json, read_safetensors
 from dllama.errors import FileError, FormatError
-from tests.converter.checkpoints import LLAMA, encoded, random_weights, safetensors_bytes, write
+from tests.converter.checkpoints import LLAMA, random_weights, safetensors_bytes, write
 
 
 def file_of(header, data=b"") -> bytes:
@@ -22,10 +22,9 @@ def entry(dtype="F32", shape=(2,), offsets=(0, 8)):
 
 
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
-@pytest.mark.parametrize("shards", [1, 3])
-def test_values_come_back(tmp_path, dtype, shards):
+def test_values_come_back(tmp_path, dtype):
     weights = random_weights(LLAMA, dtype)
-    tensors = open_checkpoint(write(tmp_path, LLAMA, weights, dtype, shards))
+    tensors = read_safetensors(write(tmp_path, LLAMA, weights, dtype) / "model.safetensors")
     assert tensors.keys() == weights.keys()
     for name, values in weights.items():
         tensor = tensors[name]
@@ -35,17 +34,11 @@ def test_values_come_back(tmp_path, dtype, shards):
         np.testing.assert_array_equal(tensor.rows(len(rows) // 2, len(rows)), rows[len(rows) // 2 :])
 
 
-def test_special_values_of_bfloat16():
-    values = np.array([np.inf, -np.inf, -0.0, 2.0**-133, 3.3895314e38], dtype=np.float32)
-    _, _, data = encoded(values, "BF16")
-    np.testing.assert_array_equal(to_float32(data, "BF16"), values)
-    assert np.isnan(to_float32(b"\xc0\x7f", "BF16")[0])
-
-
 @pytest.mark.parametrize(
     "data, reason",
     [
         (b"", "not a safetensors file: 0 bytes"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
         (b"1234567", "not a safetensors file: 7 bytes"),
         (struct.pack("<Q", 1 << 63), "a header of 9,223,372,036,854,775,808 bytes"),
         (file_of(b"{}")[:-1], "a header of 2 bytes"),
@@ -73,30 +66,10 @@ def test_refused_with_the_reason(tmp_path, data, reason):
     path = tmp_path / "a.safetensors"
     path.write_bytes(data)
     with pytest.raises(FormatError, match=f"a.safetensors: .*{reason}"):
-        read_file(path)
+        read_safetensors(path)
 
 
-@pytest.mark.parametrize(
-    "index, reason",
-    [
-        ({}, "has no weight_map"),
-        ({"weight_map": {"a": "../secret"}}, "'../secret', which is not a plain file name"),
-        ({"weight_map": {"a": 5}}, "a file 5"),
-        ({"weight_map": {"a": ".."}}, "not a plain file name"),
-        ({"weight_map": {"a": "missing.safetensors"}}, "missing.safetensors: no such file"),
-        ({"weight_map": {"c": "shard.safetensors"}}, "shard.safetensors: lacks tensor c"),
-    ],
-)
-def test_indexes_refused_with_the_reason(tmp_path, index, reason):
-    (tmp_path / "shard.safetensors").write_bytes(safetensors_bytes({"a": ("F32", (1,), bytes(4))}))
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(FileError, match=reason):
-        open_checkpoint(tmp_path)
-
-
-def test_folders_without_a_checkpoint(tmp_path):
-    with pytest.raises(FileError, match="holds no safetensors checkpoint"):
-        open_checkpoint(tmp_path)
+def test_a_missing_file(tmp_path):
     with pytest.raises(FileError, match="config.json: no such file"):
         read_json(tmp_path / "config.json")
 
@@ -104,7 +77,7 @@ def test_folders_without_a_checkpoint(tmp_path):
 def test_tensors_of_unknown_types_are_listed_and_not_read(tmp_path):
     path = tmp_path / "a.safetensors"
     path.write_bytes(safetensors_bytes({"a": ("F4", (4,), bytes(2)), "b": ("I64", (), bytes(8))}))
-    assert {name: tensor.dtype for name, tensor in read_file(path).items()} == {"a": "F4", "b": "I64"}
+    assert {name: tensor.dtype for name, tensor in read_safetensors(path).items()} == {"a": "F4", "b": "I64"}
 
 
 def test_claims_of_a_header_allocate_nothing(tmp_path):
@@ -112,7 +85,7 @@ def test_claims_of_a_header_allocate_nothing(tmp_path):
     path.write_bytes(file_of({"a": entry(shape=(1 << 40,), offsets=(0, 1 << 42))}))
     tracemalloc.start()
     with pytest.raises(FormatError, match="truncated"):
-        read_file(path)
+        read_safetensors(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1 << 20
@@ -145,7 +118,7 @@ def test_any_bytes_give_tensors_inside_the_file_or_a_format_error(fuzzed, header
     content = file_of(header, data)
     fuzzed.write_bytes(content)
     try:
-        tensors = read_file(fuzzed)
+        tensors = read_safetensors(fuzzed)
     except FormatError:
         return
     for tensor in tensors.values():

@@ -5,6 +5,8 @@ from hypothesis import strategies as st
 
 from converter.sentencepiece_model import fields, parse_sentencepiece, read_sentencepiece
 from dllama.errors import FormatError
+from dllama.formats.vocabulary import CONTROL
+from dllama.tokenizer import MergeTokenizer, SentencePieceTokenizer
 from tests.tokenizer.models import train
 
 
@@ -25,6 +27,19 @@ def test_the_vocabulary_is_the_library_s(model):
 def test_models_without_bos_and_eos(tmp_path):
     vocabulary = read_sentencepiece(train(tmp_path / "a.model", vocab_size=400, bos_id=-1, eos_id=-1))
     assert (vocabulary.bos_id, vocabulary.eos_ids) == (None, ())
+
+
+def test_control_pieces_are_found_where_they_are_asked_for(tmp_path):
+    path = train(tmp_path / "a.model", vocab_size=400, control_symbols=["[INST]", "[/INST]"])
+    vocabulary = read_sentencepiece(path)
+    ids = [vocabulary.pieces.index(piece) for piece in (b"[INST]", b"[/INST]")]
+    assert [vocabulary.scores[i] for i in ids] == [CONTROL] * 2
+    tokenizer, library = MergeTokenizer(vocabulary), SentencePieceTokenizer(path.read_bytes())
+    text = "<s>[INST] the file[/INST]x</s>"
+    assert tokenizer.encode(text) == library.encode(text)
+    found = tokenizer.encode(text, bos=False, special=True)
+    assert found == library.encode(text, bos=False, special=True)
+    assert found[:2] == [1, ids[0]] and found[-1] == 2 and ids[1] in found
 
 
 @pytest.mark.parametrize(

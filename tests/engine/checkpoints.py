@@ -1,4 +1,4 @@
-"""Six random Hugging Face checkpoints, the same on every machine, whose logits transformers has told.
+"""Seven random checkpoints, the same on every machine, whose logits transformers has told.
 
 The weights come from numpy's PCG64 generator, whose streams do not change between versions.
 """
@@ -27,13 +27,20 @@ LLAMA3 = {
 }  # fmt: skip
 QWEN3 = {**SMALL_QWEN3, "model_type": "qwen3"}
 TIED = {**SMALL, "tie_word_embeddings": True, "head_dim": 24}
+LINEAR = {**SMALL, "rope_scaling": {"rope_type": "linear", "factor": 4.0}}
 CONFIGS = {
-    "mha": MHA, "gqa": GQA, "odd head size": ODD, "llama3 rope": LLAMA3, "tied": TIED, "qwen3": QWEN3,
+    "mha": MHA, "gqa": GQA, "odd head size": ODD, "llama3 rope": LLAMA3, "linear rope": LINEAR, "tied": TIED,
+    "qwen3": QWEN3,
 }  # fmt: skip
 
 
 def build(name: str, folder: Path) -> Path:
-    """Writes the checkpoint ``name`` into a folder; activations stay of order one."""
+    """Writes the checkpoint ``name`` into a folder, as transformers would."""
+    return write(folder, CONFIGS[name], weights_of(name))
+
+
+def weights_of(name: str) -> dict[str, np.ndarray]:
+    """The tensors of the checkpoint ``name``; activations stay of order one."""
     config = CONFIGS[name]
     rng = np.random.default_rng([ord(letter) for letter in name])
     weights = {}
@@ -44,7 +51,7 @@ def build(name: str, folder: Path) -> Path:
         elif "embed_tokens" not in tensor:
             values *= 1.5 / np.sqrt(shape[1])
         weights[tensor] = values.astype(np.float32)
-    return write(folder, config, weights)
+    return weights
 
 
 def tokens(name: str) -> list[int]:

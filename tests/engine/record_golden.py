@@ -11,7 +11,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from converter.huggingface import convert
+from converter.convert import Settings, convert
 from dllama.formats import FloatType
 from tests.engine.golden import EXACT, GOLDEN, PROMPT, STEPS, generate, perplexity
 
@@ -23,7 +23,7 @@ def main() -> None:
     golden = {"prompt": PROMPT, "steps": STEPS, **generate(PROMPT, STEPS)}
     with tempfile.TemporaryDirectory() as scratch:
         model = Path(scratch, "f32.m")
-        convert(folder, model, FloatType.F32)
+        convert(folder, model, Settings(FloatType.F32))
         golden["f32_perplexity"] = perplexity(model, folder / "tokenizer.model", **EXACT)
     GOLDEN.write_text(json.dumps(golden, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"{GOLDEN}:\n{PROMPT}{golden['text']}\nperplexity in F32 {golden['f32_perplexity']:.4f}")

@@ -6,9 +6,13 @@ from hypothesis import strategies as st
 
 from dllama.errors import FileError, FormatError
 from dllama.formats.vocabulary import (
+    ADDED,
+    CONTROL,
     KEYS,
     OLD_T_MAGIC,
     T_MAGIC,
+    UNMERGED,
+    PreTokenizer,
     Vocabulary,
     parse_bin,
     parse_t,
@@ -62,6 +66,24 @@ def test_a_written_t_file_is_the_format_to_the_byte(tmp_path):
     assert (tmp_path / "a.t").read_bytes() == t_file(header, b"hi" + struct.pack("<ii", 2, 3) + records())
 
 
+@pytest.mark.parametrize("pre_tokenizer", PreTokenizer)
+def test_a_pre_tokenizer_is_named_where_others_keep_a_pad_id(tmp_path, pre_tokenizer):
+    vocabulary = Vocabulary(PIECES, SCORES, 1, (2,), pre_tokenizer=pre_tokenizer)
+    write_t(tmp_path / "a.t", vocabulary)
+    header = {**HEADER, "pad_id": int(pre_tokenizer), "n_eos_ids": 1, "add_bos": 1}
+    assert (tmp_path / "a.t").read_bytes() == t_file(header, struct.pack("<i", 2) + records())
+    assert read_t(tmp_path / "a.t") == vocabulary
+    assert pre_tokenizer.byte_level == (pre_tokenizer.name in ("LLAMA3", "QWEN2", "GPT2", "SMOLLM"))
+
+
+def test_scores_that_say_what_a_piece_is_survive_float32():
+    assert [struct.unpack("<f", struct.pack("<f", score))[0] for score in (UNMERGED, ADDED, CONTROL)] == [
+        UNMERGED,
+        ADDED,
+        CONTROL,
+    ]
+
+
 def test_the_older_header():
     data = struct.pack("<6i", OLD_T_MAGIC, 6, 6, 1, 2, -1) + records()
     assert parse_t(data) == SMALL
@@ -93,6 +115,7 @@ HEADER = {"version": 1, "vocab_size": 6, "max_token_bytes": 6, "bos_id": 1}
         (struct.pack("<2i", T_MAGIC, 48), "not a tokenizer: 8 bytes"),
         (t_file({**HEADER, 11: 0}, records()), "unknown header key 11"),
         (t_file([*HEADER.items(), ("bos_id", 1)], records()), r"key 3 \(bos_id\) appears twice"),
+        (t_file({**HEADER, "pad_id": -110}, records()), "pre-tokenizer of number -110, which is not known"),
         (t_file({**HEADER, "version": 2}, records()), "header version 2"),
         (t_file({**HEADER, "vocab_size": 0}, b""), "a vocabulary of no tokens"),
         (t_file({**HEADER, "vocab_size": -1}, records()), "vocab_size is -1"),
@@ -167,7 +190,7 @@ def test_kinds(head, kind):
     "head, reason",
     [
         (struct.pack("<i", 0x0A00ABCD), "a model, not a tokenizer"),
-        (b' {"version"', "tokenizer.json is not supported yet"),
+        (b' {"version"', "a tokenizer.json, which dllama-convert"),
         (b"", "neither .t, SentencePiece nor llama2.c's"),
         (b"IQ== 0\n", "neither .t"),
     ],

@@ -2,6 +2,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dllama.tokenizer import StreamDecoder
+from dllama.tokenizer.base import special_pattern
 
 BYTES = [bytes([byte]) for byte in range(256)]
 
@@ -38,3 +39,16 @@ def test_the_space_before_a_text_goes_after_bos_and_nowhere_else():
     assert "".join(map(decoder(texts, prefix_after=0, at_start=True).push, [1, 1])) == "a a"
     assert "".join(map(decoder(texts, prefix_after=0, at_start=True).push, [0, 3, 1])) == "  a"
     assert "".join(map(decoder(texts, prefix_after=0, at_start=True).push, [2, 1])) == "b a"
+
+
+def test_the_longest_special_token_is_found_first():
+    pattern = special_pattern(["<a>", "<a>b", "", "[.]"])
+    assert pattern.split("<a><a>bx[.]x[y]") == ["", "<a>", "", "<a>b", "x", "[.]", "x[y]"]
+    assert special_pattern([]).split("any") == ["any"]
+
+
+@given(st.lists(st.text(max_size=3), max_size=4), st.text(max_size=20))
+def test_splitting_by_special_tokens_keeps_the_text(tokens, text):
+    parts = special_pattern(tokens).split(text)
+    assert "".join(parts) == text
+    assert all(part in tokens for part in parts[1::2])

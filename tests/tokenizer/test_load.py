@@ -22,7 +22,7 @@ def test_kinds_are_told_by_content(small_model, tmp_path):
     [
         (b"", "not a tokenizer"),
         (struct.pack("<i", 0x0A00ABCD) + bytes(100), "a model, not a tokenizer"),
-        (b'{"version": "1.0"}', "tokenizer.json is not supported yet"),
+        (b'{"version": "1.0"}', "a tokenizer.json, which dllama-convert tokenizer turns into a .t file"),
         (b"\n\x05hello", "not a sound SentencePiece model"),
         (struct.pack("<i", T_MAGIC), "not a tokenizer: 4 bytes"),
         (struct.pack("<i", 12) + b"not the rest of one", "truncated"),

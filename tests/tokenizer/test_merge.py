@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dllama.errors import PromptError
-from dllama.formats.vocabulary import Vocabulary, read_t, write_bin
+from dllama.formats.vocabulary import ADDED, CONTROL, UNMERGED, PreTokenizer, Vocabulary, read_t, write_bin
 from dllama.tokenizer import MergeTokenizer, load_tokenizer
 from dllama.tokenizer.merge import merge
 from tests.tokenizer.models import TEXTS, as_t, train
@@ -138,9 +138,46 @@ def test_a_vocabulary_that_cannot_spell_is_refused():
         MergeTokenizer(Vocabulary([b"a", b"b"], [0.0, 0.0], None, ()))
 
 
-@given(st.lists(st.binary(max_size=3), min_size=1, max_size=20), st.text(max_size=20))
-def test_any_vocabulary_encodes_any_text(pieces, text):
-    tokenizer = MergeTokenizer(Vocabulary([b"<unk>", *pieces], [0.0] * (len(pieces) + 1), None, ()))
-    ids = tokenizer.encode(text)
+def test_a_byte_level_vocabulary_needs_every_byte():
+    pieces = [bytes([byte]) for byte in range(256)]
+    for v in (
+        Vocabulary(pieces[1:], [0.0] * 255, None, (), pre_tokenizer=PreTokenizer.LLAMA3),
+        Vocabulary([b"ab"] * 256 + pieces[::-1], [0.0] * 512, bos_id=256, eos_ids=()),  # special from 256 on
+        Vocabulary(pieces, [CONTROL] + [0.0] * 255, None, (), pre_tokenizer=PreTokenizer.QWEN2),
+    ):
+        with pytest.raises(ValueError, match="lacks some of the 256 bytes"):
+            MergeTokenizer(v)
+
+
+def test_special_tokens_are_found_where_they_are_asked_for(small_model):
+    """In a `.t` file as in the model that it was made from; the longest counts, and what lies between is text."""
+    tokenizers = load_tokenizer(small_model), load_tokenizer(as_t(small_model))
+    text = "<s>the file</s> x<unk><s>"
+    found = [tokenizer.encode(text, bos=False, special=True) for tokenizer in tokenizers]
+    parts = [tokenizers[0].encode(part, bos=False) for part in ("the file", " x")]
+    assert found == [[1, *parts[0], 2, *parts[1], 0, 1]] * 2
+    tokenizer = byte_level(specials=(b"<a>", b"<a>b", b"<c>"))
+    bos = tokenizer.bos_id
+    assert tokenizer.encode("<a>b<a><c>", bos=False, special=True) == [bos + 1, bos, bos + 2]
+
+
+def test_scores_say_what_a_piece_is():
+    tokenizer = MergeTokenizer(
+        Vocabulary([b"<unk>", b"a", b"b", b"ab", b"aa", b"<t>", b"<c>"],
+                   [0.0, 0.0, 0.0, UNMERGED, -1.0, ADDED, CONTROL], None, (), pre_tokenizer=PreTokenizer.SPACE_NEVER)
+    )  # fmt: skip
+    assert tokenizer.encode("abaa") == [1, 2, 4]
+    assert tokenizer.encode("a<t><c>", special=True) == [1, 5, 6]
+    assert tokenizer.decode([5, 6, 1]) == "<t>a"
+
+
+STYLES = st.none() | st.sampled_from([style for style in PreTokenizer if not style.byte_level])
+
+
+@given(st.lists(st.binary(max_size=3), min_size=1, max_size=20), st.text(max_size=20), STYLES, st.booleans())
+def test_any_vocabulary_encodes_any_text(pieces, text, style, special):
+    scores = [[0.0, UNMERGED, ADDED, CONTROL][len(piece)] for piece in pieces]
+    tokenizer = MergeTokenizer(Vocabulary([b"<unk>", *pieces], [0.0, *scores], None, (), pre_tokenizer=style))
+    ids = tokenizer.encode(text, special=special)
     assert all(0 <= token_id < tokenizer.vocab_size for token_id in ids)
     tokenizer.decode(ids)

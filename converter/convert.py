@@ -1,0 +1,210 @@
+"""A checkpoint -> a `.m` file and its manifest, a few megabytes of rows at a time."""
+
+import contextlib
+import hashlib
+import os
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from converter.checkpoint import Checkpoint, Source
+from converter.quantise import quantise
+from converter.recognise import open_checkpoint
+from dllama import __version__
+from dllama.errors import FileError, FormatError
+from dllama.formats import FloatType, ModelConfig, ModelWriter, TensorInfo, tensor_layout
+from dllama.formats.files import open_regular, reason
+from dllama.formats.imatrix import read_imatrix
+from dllama.formats.manifest import write_manifest
+
+CHUNK_BYTES = 2 << 20  # float32 rows that one thread holds at a time
+THREADS = min(8, os.cpu_count() or 1)
+
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+"""Label and number of bytes to do -> a context with a function to call with the bytes done since its last call."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to store the weights.
+
+    imatrix: an importance matrix, by which errors of Q40 are weighed; None weighs all alike
+    reference: write the reference quantiser's Q40 in place of that of least error
+    allow_non_finite: write NaN and infinities as 0, where they otherwise are an error
+    """
+
+    weight_type: FloatType = FloatType.Q40
+    imatrix: Path | None = None
+    reference: bool = False
+    allow_non_finite: bool = False
+
+    @property
+    def quantiser(self) -> str:
+        """How values were rounded, for the manifest."""
+        if self.weight_type is not FloatType.Q40 or self.reference:
+            return "reference"
+        return "least error by importance" if self.imatrix else "least error"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was written. zeroed: how many values of which tensor were not finite and became 0."""
+
+    kind: str
+    config: ModelConfig
+    zeroed: dict[str, int]
+
+
+@contextlib.contextmanager
+def silent(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Progress that nobody sees."""
+    yield lambda nbytes: None
+
+
+def convert(
+    path: str | os.PathLike,
+    out: str | os.PathLike,
+    settings: Settings | None = None,
+    *,
+    seq_len: int | None = None,
+    form: str | None = None,
+    progress: Progress = silent,
+) -> Result:
+    """Write the checkpoint at ``path`` as the model file ``out``, with a manifest beside it.
+
+    seq_len: a shorter context than the model's own, or None
+    form: what ``path`` holds, a key of recognise.FORMS; None finds out
+    Raises FileError (FormatError) naming the file and the reason; ``out`` then is as it was.
+    """
+    settings = settings or Settings()
+    checkpoint = open_checkpoint(path, settings.weight_type, seq_len, form)
+    importance = _importance(settings.imatrix, checkpoint.config)
+    try:
+        writer = ModelWriter(out, checkpoint.config)
+    except ValueError as error:
+        raise FormatError(checkpoint.files[0], str(error)) from None
+    files = checkpoint.files + ([settings.imatrix] if settings.imatrix else [])
+    zeroed = []
+    with writer, ThreadPoolExecutor(THREADS) as pool:
+        hashes = _hashed(files, pool, progress)
+        with progress(f"Writing {Path(out).name}", sum(info.nbytes for info, _ in checkpoint.sources)) as report:
+            for info, source in checkpoint.sources:
+                chunks = _in_order(pool, _jobs(info, source, settings, importance.get((info.name, info.layer)), zeroed))
+                writer.write_chunks(info.name, info.layer, _counted(chunks, report))
+    write_manifest(out, _manifest(checkpoint, settings, hashes))
+    counts = Counter()
+    for name, count in zeroed:
+        counts[name] += count
+    return Result(checkpoint.kind, checkpoint.config, dict(counts))
+
+
+def _importance(imatrix: Path | None, config: ModelConfig) -> Mapping[tuple[str, int | None], np.ndarray]:
+    """For each matrix (name, layer), float32 [columns]: how much an error counts in each column of a row."""
+    return {} if imatrix is None else read_imatrix(imatrix, tensor_layout(config)).means
+
+
+def _manifest(checkpoint: Checkpoint, settings: Settings, hashes: list[dict]) -> dict:
+    """Nothing of the machine or the time: it too is the same at every run."""
+    return {
+        "source": {"kind": checkpoint.kind, "name": checkpoint.path.resolve().name, "files": hashes},
+        "weights": settings.weight_type.name.lower(),
+        "quantiser": settings.quantiser,
+        "converter": f"dllama {__version__}",
+    }
+
+
+def _hashed(paths: list[Path], pool: ThreadPoolExecutor, progress: Progress) -> list[dict]:
+    """Name, size and SHA-256 of each file."""
+    lock, ended = threading.Lock(), threading.Event()
+    sizes = [_size(path) for path in paths]
+
+    def hashed(path: Path, size: int) -> dict:
+        digest, chunk = hashlib.sha256(), memoryview(bytearray(CHUNK_BYTES))
+        with open_regular(path) as file:
+            while not ended.is_set() and (count := _read(file, path, chunk)):
+                digest.update(chunk[:count])
+                with lock:
+                    report(count)
+        return {"name": path.name, "bytes": size, "sha256": digest.hexdigest()}
+
+    with progress("Reading", sum(sizes)) as report:
+        try:
+            return list(pool.map(hashed, paths, sizes))
+        finally:
+            ended.set()  # so that an interrupted program does not read to the end
+
+
+def _size(path: Path) -> int:
+    with open_regular(path) as file:
+        return os.fstat(file.fileno()).st_size
+
+
+def _read(file: BinaryIO, path: Path, chunk: memoryview) -> int:
+    try:
+        return file.readinto(chunk)
+    except OSError as error:
+        raise FileError(path, f"cannot be read: {reason(error)}") from None
+
+
+def _jobs(
+    info: TensorInfo,
+    source: Source,
+    settings: Settings,
+    importance: np.ndarray | None,
+    zeroed: list[tuple[str, int]],
+) -> Iterator[Callable[[], np.ndarray]]:
+    """One job for each chunk of rows: copy, or read and quantise; uint8 [rows, row_bytes].
+
+    zeroed: gets the tensor's name and a count from each chunk with values that became 0
+    """
+    step = max(1, CHUNK_BYTES // (4 * info.columns * source.unit)) * source.unit
+
+    def job(start: int, stop: int) -> np.ndarray:
+        try:
+            if not settings.allow_non_finite:
+                raw = source.stored(start, stop, info.float_type)
+                if raw is not None:
+                    return raw
+            rows = source.rows(start, stop)
+            if settings.allow_non_finite:
+                rows, count = _finite(rows)
+                if count:
+                    zeroed.append((source.name, count))
+            return quantise(rows, info.float_type, importance=importance, reference=settings.reference)
+        except ValueError as error:
+            remedy = " (--allow-non-finite writes them as 0)" if "not finite" in str(error) else ""
+            raise FormatError(source.path, f"tensor {source.name} has {error}{remedy}") from None
+
+    for start in range(0, info.rows, step):
+        yield lambda start=start: job(start, min(start + step, info.rows))
+
+
+def _finite(rows: np.ndarray) -> tuple[np.ndarray, int]:
+    """The rows with 0 for what is not finite, and how many values that was."""
+    wrong = ~np.isfinite(rows)
+    count = int(wrong.sum())
+    return (np.where(wrong, np.float32(0), rows) if count else rows), count
+
+
+def _in_order(pool: ThreadPoolExecutor, jobs: Iterable[Callable[[], np.ndarray]]) -> Iterator[np.ndarray]:
+    """The jobs' results in order, with only a few jobs more than threads begun at a time."""
+    begun = deque()
+    for job in jobs:
+        begun.append(pool.submit(job))
+        if len(begun) > THREADS:
+            yield begun.popleft().result()
+    while begun:
+        yield begun.popleft().result()
+
+
+def _counted(chunks: Iterable[np.ndarray], report: Callable[[int], None]) -> Iterator[np.ndarray]:
+    for chunk in chunks:
+        yield chunk
+        report(chunk.nbytes)

@@ -1,0 +1,231 @@
+import hashlib
+import resource
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from converter.convert import Settings, convert
+from converter.quantise import quantise
+from converter.tensors import interleave_pairs
+from dllama.errors import FileError, FormatError
+from dllama.formats import FloatType, ModelFile, quantize
+from dllama.formats.imatrix import ImportanceMatrix, write_imatrix
+from dllama.formats.manifest import read_manifest
+from tests.converter.checkpoints import (
+    LLAMA,
+    QWEN3,
+    random_weights,
+    shapes,
+    write,
+    write_gguf,
+    write_meta,
+    write_sparse,
+)
+
+FORMS = {
+    "safetensors": lambda folder, weights: write(folder, LLAMA, weights, "F16"),
+    "sharded safetensors": lambda folder, weights: write(folder, LLAMA, weights, "F16", 3),
+    "bin": lambda folder, weights: write(folder, LLAMA, weights, "F16", 1, "bin"),
+    "sharded bin": lambda folder, weights: write(folder, LLAMA, weights, "F16", 3, "bin"),
+    "Meta": lambda folder, weights: write_meta(folder, LLAMA, weights),
+    "sharded Meta": lambda folder, weights: write_meta(folder, LLAMA, weights, 2),
+    "GGUF": lambda path, weights: write_gguf(path, LLAMA, weights, "F16"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_gives_the_same_bytes_at_every_run(tmp_path, form):
+    """The first form's logits are compared with transformers' in tests/engine/test_transformers.py."""
+    weights = random_weights(LLAMA, "F16")
+    convert(FORMS["safetensors"](tmp_path / "first", weights), tmp_path / "first.m")
+    folder = FORMS[form](tmp_path / "checkpoint", weights)
+    convert(folder, tmp_path / "a.m")
+    convert(folder, tmp_path / "b.m")
+    expected = (tmp_path / "first.m").read_bytes()
+    assert (tmp_path / "a.m").read_bytes() == expected == (tmp_path / "b.m").read_bytes()
+    assert (tmp_path / "a.m.json").read_bytes() == (tmp_path / "b.m.json").read_bytes()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_bytes_are_copied_where_the_types_are_the_same(tmp_path, form):
+    """Where values that are not finite are allowed, all values are looked at one by one."""
+    folder = FORMS[form](tmp_path / "checkpoint", random_weights(LLAMA, "F16"))
+    weight_type = FloatType.F32 if "Meta" in form else FloatType.F16  # that of the checkpoint
+    convert(folder, tmp_path / "a.m", Settings(weight_type))
+    convert(folder, tmp_path / "b.m", Settings(weight_type, allow_non_finite=True))
+    assert (tmp_path / "a.m").read_bytes() == (tmp_path / "b.m").read_bytes()
+
+
+@pytest.mark.parametrize("weight_type", FloatType)
+def test_matrices_are_quantised_and_the_rest_is_not(tmp_path, weight_type):
+    weights = random_weights(QWEN3)
+    convert(write(tmp_path / "checkpoint", QWEN3, weights), tmp_path / "a.m", Settings(weight_type))
+    with ModelFile(tmp_path / "a.m") as file:
+        v = weights["model.layers.1.self_attn.v_proj.weight"]
+        np.testing.assert_array_equal(file.raw("v", 1), quantise(v, weight_type))
+        np.testing.assert_array_equal(file.raw("output"), quantise(weights["model.embed_tokens.weight"], weight_type))
+        np.testing.assert_array_equal(file.f32("embedding"), weights["model.embed_tokens.weight"])
+        np.testing.assert_array_equal(file.f32("q_norm", 0), weights["model.layers.0.self_attn.q_norm.weight"])
+
+
+def test_the_reference_quantiser_s_bytes_on_request(tmp_path):
+    weights = random_weights(LLAMA)
+    settings = Settings(FloatType.Q40, reference=True)
+    convert(write(tmp_path / "checkpoint", LLAMA, weights), tmp_path / "a.m", settings)
+    with ModelFile(tmp_path / "a.m") as file:
+        v = weights["model.layers.0.self_attn.v_proj.weight"]
+        np.testing.assert_array_equal(file.raw("v", 0), quantize(v, FloatType.Q40))
+        assert (file.raw("v", 0) != quantise(v, FloatType.Q40)).any()
+    assert read_manifest(tmp_path / "a.m")["quantiser"] == "reference"
+
+
+def test_importance_goes_to_the_matrix_that_it_names(tmp_path):
+    weights = random_weights(LLAMA)
+    folder = write(tmp_path / "checkpoint", LLAMA, weights)
+    convert(folder, tmp_path / "a.m")
+    with ModelFile(tmp_path / "a.m") as file:
+        matrices = [info for info in file.tensors() if info.float_type is FloatType.Q40]
+    rng = np.random.default_rng(2)
+    means = {(info.name, info.layer): rng.random(info.columns, dtype=np.float32) ** 4 for info in matrices}
+    write_imatrix(tmp_path / "imatrix", ImportanceMatrix("00", 100, means))
+    convert(folder, tmp_path / "a.m", Settings(imatrix=tmp_path / "imatrix"))
+    with ModelFile(tmp_path / "a.m") as file:
+        for layer in range(2):
+            v = weights[f"model.layers.{layer}.self_attn.v_proj.weight"]
+            expected = quantise(v, FloatType.Q40, importance=means["v", layer])
+            np.testing.assert_array_equal(file.raw("v", layer), expected)
+            assert (expected != quantise(v, FloatType.Q40)).any()
+    manifest = read_manifest(tmp_path / "a.m")
+    assert manifest["quantiser"] == "least error by importance"
+    assert [file["name"] for file in manifest["source"]["files"]] == ["config.json", "model.safetensors", "imatrix"]
+    other = write(tmp_path / "other", QWEN3, random_weights(QWEN3))
+    with pytest.raises(FormatError, match="imatrix: .*another model"):
+        convert(other, tmp_path / "b.m", Settings(imatrix=tmp_path / "imatrix"))
+    assert not (tmp_path / "b.m").exists()
+
+
+def test_large_tensors_in_chunks_of_whole_heads(tmp_path, monkeypatch):
+    monkeypatch.setattr("converter.convert.CHUNK_BYTES", 5000)  # 19 rows: not a multiple of a head's 16
+    weights = random_weights(LLAMA)
+    convert(write(tmp_path / "checkpoint", LLAMA, weights), tmp_path / "a.m", Settings(FloatType.F32))
+    with ModelFile(tmp_path / "a.m") as file:
+        q = weights["model.layers.0.self_attn.q_proj.weight"]
+        np.testing.assert_array_equal(file.f32("q", 0), interleave_pairs(q, 16))
+        np.testing.assert_array_equal(file.f32("output"), weights["lm_head.weight"])
+
+
+def test_progress_counts_every_byte(tmp_path):
+    done = {}
+
+    class Phase:
+        def __init__(self, label, total):
+            self.label, self.total = label, total
+
+        def __enter__(self):
+            done[self.label] = [self.total, 0]
+            return self.add
+
+        def add(self, nbytes):
+            done[self.label][1] += nbytes
+
+        def __exit__(self, *exception):
+            pass
+
+    folder = write(tmp_path / "checkpoint", LLAMA, random_weights(LLAMA), shards=3)
+    convert(folder, tmp_path / "a.m", progress=Phase)
+    with ModelFile(tmp_path / "a.m") as file:
+        written = file.nbytes - file.header_bytes
+    read = sum(path.stat().st_size for path in folder.iterdir())
+    assert done == {"Reading": [read, read], "Writing a.m": [written, written]}
+
+
+def test_the_manifest_tells_the_sources_and_their_hashes(tmp_path):
+    folder = write_meta(tmp_path / "llama", LLAMA, random_weights(LLAMA), 2)
+    convert(folder, tmp_path / "a.m", Settings(FloatType.Q80))
+    values = read_manifest(tmp_path / "a.m")
+    hashed = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+    assert {file["name"]: file["sha256"] for file in values["source"]["files"]} == hashed
+    assert (values["source"]["kind"], values["source"]["name"]) == ("Meta folder", "llama")
+    assert (values["weights"], values["quantiser"]) == ("q80", "reference")
+    assert values["bytes"] == (tmp_path / "a.m").stat().st_size
+    assert str(tmp_path) not in (tmp_path / "a.m.json").read_text()
+
+
+@pytest.mark.parametrize("weight_type", FloatType)
+def test_values_that_are_not_finite_are_zeroed_where_that_is_allowed(tmp_path, monkeypatch, weight_type):
+    monkeypatch.setattr("converter.convert.CHUNK_BYTES", 5 * 4 * 64)  # the two values are in chunks of their own
+    weights = random_weights(LLAMA)
+    name = "model.layers.0.mlp.up_proj.weight"
+    weights[name][2, 5], weights[name][7, 60], weights["model.norm.weight"][3] = np.nan, -np.inf, np.inf
+    folder = write(tmp_path / "checkpoint", LLAMA, weights)
+    with pytest.raises(FormatError, match=r"tensor .* has values that are not finite .*\(--allow-non-finite writes"):
+        convert(folder, tmp_path / "a.m", Settings(weight_type))
+    result = convert(folder, tmp_path / "a.m", Settings(weight_type, allow_non_finite=True))
+    assert result.zeroed == {name: 2, "model.norm.weight": 1}
+    expected = {key: np.where(np.isfinite(values), values, np.float32(0)) for key, values in weights.items()}
+    convert(write(tmp_path / "zeroed", LLAMA, expected), tmp_path / "b.m", Settings(weight_type))
+    assert (tmp_path / "a.m").read_bytes() == (tmp_path / "b.m").read_bytes()
+
+
+def test_values_that_the_header_cannot_hold(tmp_path):
+    folder = write(tmp_path / "checkpoint", {**LLAMA, "rope_theta": 10000.5}, random_weights(LLAMA))
+    with pytest.raises(FormatError, match="config.json: rope_theta 10000.5 cannot be stored"):
+        convert(folder, tmp_path / "a.m")
+
+
+def test_a_full_disk_is_found_before_anything_is_read(tmp_path, monkeypatch):
+    folder = write(tmp_path / "checkpoint", LLAMA, random_weights(LLAMA))
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr("dllama.formats.files.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("converter.convert.open_regular", lambda path: pytest.fail("a file was read"))
+    with pytest.raises(FileError, match=r"a.m: the disk is too full: [\d,]+ bytes needed, 1,000 free"):
+        convert(folder, tmp_path / "a.m")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+@pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="needs a limit on the size of files")
+def test_a_disk_that_fills_up_leaves_nothing(tmp_path):
+    folder = write(tmp_path / "checkpoint", LLAMA, random_weights(LLAMA))
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY)); "
+    run = f"from converter.cli import main; main(['hf', {str(folder)!r}, '-o', {str(tmp_path / 'a.m')!r}])"
+    done = subprocess.run([sys.executable, "-c", limit + run], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "a.m: cannot be written: file too large" in done.stderr and "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's account of a process's memory")
+@pytest.mark.parametrize("form", ["safetensors", "Meta"])
+def test_memory_stays_far_below_the_checkpoint(tmp_path, form):
+    """A checkpoint of about 100 MB, its largest tensors 33 MB each; the memory counts mapped files too."""
+    config = {**LLAMA, "hidden_size": 1024, "intermediate_size": 2048, "num_hidden_layers": 1, "vocab_size": 8000,
+              "num_attention_heads": 8, "num_key_value_heads": 8}  # fmt: skip
+    folder = tmp_path / "checkpoint"
+    if form == "Meta":
+        write_meta(folder, config, {name: np.zeros(shape, "f4") for name, shape in shapes(config).items()}, 2)
+    else:
+        write_sparse(folder, config, "F32")
+    nbytes = sum(path.stat().st_size for path in folder.iterdir())
+    script = f"""
+        import re
+        from pathlib import Path
+        import numpy as np
+        from converter import convert
+        from converter.quantise import quantise
+        from dllama.formats import FloatType
+
+        def peak_kilobytes():
+            return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+
+        quantise(np.zeros((1, 64), np.float32), FloatType.Q40)  # compiles
+        before = peak_kilobytes()
+        convert.THREADS, convert.CHUNK_BYTES = 2, 1 << 20
+        convert.convert({str(folder)!r}, {str(tmp_path / "a.m")!r})
+        print(peak_kilobytes() - before)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)
+    assert int(done.stdout) << 10 < 25 << 20 < 90 << 20 < nbytes
