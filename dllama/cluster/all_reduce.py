@@ -4,11 +4,14 @@ The sums are the same bits on every node: parts are added in the nodes' order, a
 for its sender too.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from dllama.cluster import wire
+from dllama.cluster import direct, wire
+from dllama.cluster.direct import Direct
 from dllama.cluster.mesh import Mesh, NodeLost
 from dllama.cluster.traffic import Form, factors, vector_bytes
 from dllama.formats import FloatType
@@ -35,8 +38,11 @@ class AllReduce:
         self._views = [memoryview(slot) for slot in self._slots]
         self._places = [slot.ctypes.data for slot in self._slots]
         self._sources = np.array(self._places[:-1])  # a slot for each node's part, and one to send from
-        groups = () if form is Form.SCATTER else _groups(index, factors(form, len(sums)))
+        groups = [] if form is Form.SCATTER else list(_groups(index, factors(form, len(sums))))
         self._groups = [(self._others(group), self._sources[group]) for group in groups]
+        self._direct = None
+        if groups and direct.AVAILABLE:
+            self._direct = Direct(mesh, groups, index, self._slots, self._dim, self._tag)
         self._step = self._round = 0
         self._encode_rows = compiled(encode, self._tag, 0, 0, 0, 0, 0)
         self._decode_sum = compiled(decode_sum, self._tag, self._sources, 0, 0, 0, 0)
@@ -44,10 +50,14 @@ class AllReduce:
     def begin(self, step: int) -> None:
         """The exchanges that follow belong to this step."""
         self._step, self._round = step, 0
+        if self._direct:
+            self._direct.begin(self._epoch, step)
 
     def __call__(self, x: int, stride: int, rows: int) -> None:
         """Turns this node's parts, float32 [rows, dim] at an address, into the sums. Raises NodeLost."""
-        if self._form is Form.SCATTER:
+        if self._direct:
+            self._direct.exchange(x, stride, rows, self._nbytes(rows, range(self._dim)))
+        elif self._form is Form.SCATTER:
             self._reduce_scatter(x, stride, rows)
             self._all_gather(x, stride, rows)
         else:

@@ -61,6 +61,23 @@ class Desk:
         except LinkLost as lost:
             raise RootGone(f"the root is lost: {lost.reason}") from None
 
+    def next(self, keep: Callable = lambda source, message, frames: None) -> tuple:
+        """What the root says next: message and payload. Raises RootGone.
+
+        ``keep(source, message, frames)`` is called with what others say of a step meanwhile.
+        """
+        while True:
+            try:
+                received = self.receive(None)
+            except LinkLost:
+                continue  # another worker's; who needs the link will notice
+            if received is None:
+                continue
+            source, message, frames = received
+            if source is self.root:
+                return message, frames[1:]
+            keep(source, message, frames)
+
     def receive(self, timeout_ms: float | None) -> tuple | None:
         """Source, message and frames of what comes next, where it concerns the model: from the root, from a link of
         this worker's, or a part of a step. None after the timeout, and for all that is dealt with here.

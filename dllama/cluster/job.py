@@ -7,6 +7,7 @@ from functools import cached_property
 
 from dllama.cluster import wire
 from dllama.cluster.all_reduce import AllReduce
+from dllama.cluster.deal import head_unit
 from dllama.cluster.mesh import Mesh
 from dllama.cluster.node import NodeSpec
 from dllama.cluster.plan import Plan
@@ -80,7 +81,7 @@ class Job:
             "context": self.context,
             "step_timeout": self.step_timeout,
             "model_digest": self.model_digest,
-            "model_name": self.model_name,
+            "model_name": wire.line(self.model_name)[:255],
         }
         return wire.Plan(self.epoch, plan)
 
@@ -128,6 +129,8 @@ class Job:
                 raise PlanError(f"the nodes' {name} are not 0 to {end} in their order")
         if not all(share.heads for share in self.shares):
             raise PlanError("a node without heads")
+        if any(share.heads.start % head_unit(config) for share in self.shares):
+            raise PlanError(f"heads go in units of {head_unit(config)}")
 
 
 def _spans(share: Share) -> list[list[int]]:

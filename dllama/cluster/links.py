@@ -38,6 +38,8 @@ class Link:
     out then. Once it has been lost it stays lost, and is closed: another Link may be made. Not for several threads.
     """
 
+    routing_id = b""  # its messages go without
+
     def __init__(
         self,
         name: str,
@@ -67,6 +69,11 @@ class Link:
         watched |= zmq.EVENT_CLOSED | zmq.EVENT_DISCONNECTED
         self.monitor = sockets.new_monitor(self.socket, watched)
         self.socket.connect(f"tcp://{self._address}")
+
+    @property
+    def owner(self) -> Link:
+        """Whose socket it is."""
+        return self
 
     def send(self, frames: Sequence) -> None:
         """Send a message. Frames from 64 KiB on are not copied: they must not change until they are sent.
@@ -102,9 +109,12 @@ class Link:
     def take(self) -> tuple[Link, list] | None:
         """For the hub: a message that is there already."""
         try:
-            frames = sockets.receive(self.socket)
+            return self.understand(sockets.receive(self.socket))
         except zmq.Again:
             return None
+
+    def understand(self, frames: Sequence[zmq.Frame]) -> tuple[Link, list] | None:
+        """What has come on the socket as the hub returns it."""
         if not self.up:
             self.watch()
             if not self.up:  # no handshake: an older protocol of ZeroMQ, or what looks like it, is not for us

@@ -91,9 +91,13 @@ class Listener:
     def take(self) -> tuple[Peer, list] | None:
         """For the hub: a message that is there already."""
         try:
-            first, *frames = sockets.receive(self.socket)
+            return self.understand(sockets.receive(self.socket))
         except zmq.Again:
             return None
+
+    def understand(self, frames: Sequence[zmq.Frame]) -> tuple[Peer, list] | None:
+        """What has come on the socket as the hub returns it."""
+        first, *frames = frames
         routing_id = first.bytes
         peer = self._peers.get(routing_id) or self._new_peer(routing_id, frames[0])
         return (peer, list(map(sockets.content, frames))) if peer else None
@@ -143,13 +147,13 @@ class Peer:
         self.name = name  # its IP address
         self.routing_id = routing_id  # the listener's own name for this connection
         self.lost: str | None = None  # why it cannot be used any more
-        self._listener = listener
+        self.owner = listener  # whose socket it is
 
     def send(self, frames: Sequence) -> None:
         """Send a message, as `Link.send`. Raises LinkLost where the node is gone, or its queue full."""
         if not self.lost:
             try:
-                return sockets.send(self._listener.socket, [self.routing_id, *frames])
+                return sockets.send(self.owner.socket, [self.routing_id, *frames])
             except zmq.Again:
                 self.lost = "it takes in nothing any more"
             except zmq.ZMQError as error:

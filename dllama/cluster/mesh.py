@@ -11,8 +11,9 @@ from dllama.cluster.links import Link, LinkLost
 from dllama.cluster.listener import Peer
 from dllama.errors import ClusterError
 
-SLICE_MS = 500
-"""How long to wait before asking whether those who are waited for are still there."""
+BEAT_SECONDS = 0.5
+"""How often a node that waits tells the others that it does."""
+SILENT_SECONDS = 3 * BEAT_SECONDS
 EARLY = 4
 """Messages of later rounds that are kept for one node. A node can be ahead by a round or two."""
 ROUNDS = (wire.Part, wire.Candidates)
@@ -48,6 +49,8 @@ class Mesh:
         self.endpoints = dict(endpoints)
         self._numbers = {endpoint: node for node, endpoint in endpoints.items()}
         self._early = {node: {} for node in endpoints}
+        self._heard = dict.fromkeys(endpoints, 0.0)  # when each of them said anything while this one waited
+        self._next_beat = 0.0
         self.sent_bytes = self.received_bytes = 0
 
     def send(self, node: int, message, *payload) -> None:
@@ -114,6 +117,28 @@ class Mesh:
             else:
                 self.keep(node, message, frames)
 
+    @property
+    def has_early(self) -> bool:
+        """Whether anything has been put aside."""
+        return any(self._early.values())
+
+    def early(self, node: int, header: bytes):
+        """The payload of a part that has been put aside, which is no longer then; None where there is none."""
+        return self._early[node].pop(header, None)
+
+    def wait(self, missing: Collection[int], deadline: float | None) -> float:
+        """Waits for a message, from wherever, and puts it aside if it is part of a step. Those who are missing have
+        time until the deadline, which is returned. Raises NodeLost."""
+        deadline = deadline or time.monotonic() + self._timeout
+        self.hear(self._receive(missing, deadline))
+        return deadline
+
+    def hear(self, received: tuple) -> None:
+        """Understands a message as the hub returns it, and puts aside what is part of a step. Raises NodeLost."""
+        found = self._understand(received)
+        if found:
+            self.keep(*found)
+
     def keep(self, node: int, message, frames: Sequence) -> None:
         """Puts aside what belongs to a later round. Raises NodeLost for a node that sends too much of it."""
         early = self._early[node]
@@ -144,15 +169,29 @@ class Mesh:
         return self._numbers.get(endpoint)
 
     def _receive(self, missing: Collection[int], deadline: float) -> tuple:
-        """The next message, from wherever; those who are waited for are asked for a sign of life meanwhile."""
+        """The next message, from wherever. Raises NodeLost, also for a node that is to blame at the deadline."""
         while True:
-            if time.monotonic() > deadline:
-                raise NodeLost(min(missing), f"it has not answered for {self._timeout:g} s")
-            received = self._received(SLICE_MS)
+            now = time.monotonic()
+            if now > deadline:
+                self._blame(missing, now, deadline)
+            if now > self._next_beat:
+                self._next_beat = now + BEAT_SECONDS
+                for node in self.endpoints:
+                    self.send(node, wire.Beat())
+            received = self._received(1e3 * BEAT_SECONDS)
             if received is not None:
                 return received
-            for node in missing:
-                self.send(node, wire.Beat())
+
+    def _blame(self, missing: Collection[int], now: float, deadline: float) -> None:
+        """Raises NodeLost for a missing node that is not just waiting itself: that says so. If all do, they get as much
+        time again. Whether the root is there is told by its link alone."""
+        others = [node for node in missing if node != 0]
+        silent = [node for node in others if now > self._heard[node] + SILENT_SECONDS]
+        if now > deadline + self._timeout:
+            silent = silent or others
+        if silent:
+            node = min(silent, key=self._heard.__getitem__)
+            raise NodeLost(node, f"it has not answered for {self._timeout:g} s")
 
     def _received(self, timeout_ms: float) -> tuple | None:
         """A message, or None after the timeout. Raises NodeLost."""
@@ -168,6 +207,8 @@ class Mesh:
         """Node, message and frames of what a node says of a step of this epoch; None for all else, which is handled."""
         endpoint, frames = received
         node = self._numbers.get(endpoint)
+        if node is not None:
+            self._heard[node] = time.monotonic()
         try:
             message, payload = wire.decode(frames)
         except wire.WireError as error:

@@ -138,7 +138,7 @@ class Lost(NamedTuple):
 
 
 class Beat(NamedTuple):
-    """worker -> root: alive, and busy."""
+    """node -> node: alive, and waiting for others."""
 
 
 class Bye(NamedTuple):

@@ -146,13 +146,15 @@ class ClusterEngine:
             times = found.inference_us / 1e3, found.transfer_us / 1e3
             costs[node] = NodeCost(share.node.name, *times, found.sent, found.received)
 
+        sent, received = mesh.sent_bytes, mesh.received_bytes
         with sigint_held():  # the nodes would wait for the rest of the step
             for node in others:
                 mesh.send(node, message, payload.data)
             parts[0], cost = member.step(message, payload.data)
             mesh.collect(others, self._step, take)
-        costs[0] = NodeCost(self.plan.nodes[0].name, *cost)
-        self.cost, self._member = tuple(costs), member
+            moved = mesh.sent_bytes - sent, mesh.received_bytes - received
+            costs[0] = NodeCost(self.plan.nodes[0].name, cost.inference_ms, cost.transfer_ms, *moved)
+            self.cost, self._member = tuple(costs), member
         return [merge(row, reduction) for row in zip(*parts, strict=True)]
 
     def _replay(self) -> None:
@@ -170,8 +172,8 @@ class ClusterEngine:
         self._member = None
         self._dismiss(name)
         self._lost.append(name)
-        spare, self._spare = self._spare, []
-        self._recruit(spare, AGAIN_SECONDS)
+        found = self._recruit(self._spare, AGAIN_SECONDS)
+        self._spare = [address for address in self._spare if address not in found]
 
     def _take_back(self) -> None:
         """Between texts: notices what has happened to the workers meanwhile, and asks those that were lost again."""
@@ -235,20 +237,23 @@ class ClusterEngine:
         buffer_type, kv_type = self._types
         nodes = [self._spec, *(worker.spec for worker in self._recruits)]
         plan = partial(make_plan, self.config, nodes, context=self.context, buffer_type=buffer_type, kv_type=kv_type)
-        if not self._lost:
-            return plan(self._settings.ratios)
         try:
             return plan(self._ratios())
+        except PlanError:
+            if not self._lost:
+                raise
+        try:
+            return plan()  # rather with other ratios than not at all
         except PlanError as error:
-            raise ClusterError(
-                f"worker {', '.join(self._lost)} is lost, and the rest cannot hold the model: {error}"
-            ) from None
+            lost = ", ".join(self._lost)
+            raise ClusterError(f"worker {lost} is lost, and the rest cannot hold the model: {error}") from None
 
-    def _ratios(self) -> list[float] | None:
-        """The user's, for the nodes that are left."""
-        if self._settings.ratios is None:
-            return None
-        root, *workers = self._settings.ratios
+    def _ratios(self) -> Sequence[float] | None:
+        """The user's, for the nodes at hand."""
+        ratios = self._settings.ratios
+        if ratios is None or len(self._recruits) == len(self._settings.workers):
+            return ratios
+        root, *workers = ratios
         by_address = dict(zip(self._settings.workers, workers, strict=True))
         return [root, *(by_address[worker.address] for worker in self._recruits)]
 
@@ -259,6 +264,8 @@ class ClusterEngine:
             return
         if type(message) is wire.Refuse:
             raise NodeLost(node, message.reason)
+        if type(message) is wire.Bye:
+            raise NodeLost(node, "it has left")
         if type(message) is wire.Lost:
             raise blamed(message, node, [node.name for node in self.plan.nodes])
 

@@ -1,8 +1,8 @@
 """A worker's slices on disk, so that each is sent once.
 
-The folder holds a file for each slice, named by content: ``NAME.slice`` when it is whole, ``NAME.part`` until then.
-Any number of processes may use it at once. What has not been used for longest makes room for what is new, but nothing
-that any process has open; where the disk cannot take a slice, it is kept in memory.
+The folder holds a file for each slice, named by what the root says that it is a slice of: ``NAME.slice`` when it is
+whole, ``NAME.part`` until then. Any number of processes may use it at once. What has not been used for longest makes
+room for what is new, but nothing that any process has open; where the disk cannot take a slice, it is kept in memory.
 """
 
 import fcntl

@@ -16,7 +16,7 @@ from dllama.formats import ModelFile
 
 WINDOW = 8
 """Chunks on their way to one worker."""
-SILENCE_SECONDS = 30.0
+SILENCE_SECONDS = 20.0
 """A worker that says nothing for so long while it gets ready is given up; it tells of its progress twice a second."""
 
 
@@ -94,12 +94,15 @@ class Supply:
     def _take(self, node: int, message, payload) -> None:
         if type(message) is wire.Refuse:
             raise NodeLost(node, message.reason)
+        if type(message) is wire.Bye:
+            raise NodeLost(node, "it has left")
         if getattr(message, "epoch", None) != self._jobs[node].epoch:
             return
         if type(message) is wire.Lost:
             raise blamed(message, node, self._jobs[node].addresses)
         if type(message) is wire.Need and not message.has_all:
-            held = [bytes(payload[0][i : i + DIGEST_BYTES]) for i in range(0, len(payload[0]), DIGEST_BYTES)]
+            digests = payload[0] if payload else b""
+            held = [bytes(digests[i : i + DIGEST_BYTES]) for i in range(0, len(digests), DIGEST_BYTES)]
             self._sending[node] = Sending(self._model, self._jobs[node].layout, held)
             self._open.add(node)
         elif type(message) is wire.Got:

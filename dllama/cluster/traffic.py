@@ -1,13 +1,13 @@
 """What a token moves between the nodes, in bytes and in seconds.
 
 The root starts a token by sending its row of the embedding, in the buffers' type, to every worker. After the attention
-and after the FFN of each layer the nodes sum their parts of the residual stream, [dim] values from each, in one of these
-forms:
+and after the FFN of each layer the nodes sum their parts of the residual stream, [dim] values from each, in one of
+these forms:
 
 **full mesh**: everyone sends its whole part to everyone else, and sums by itself. One round.
 **butterfly** (recursive doubling: Thakur, Rabenseifner and Gropp 2005, section 4.4; here of any factors): n nodes are
-f·g·… nodes, and a full mesh sums over f at a time, then over g of these sums, and so on. A round for each prime factor of
-n, with fewer messages: 8 nodes send 3 each in place of 7.
+f·g·… nodes, and a full mesh sums over f at a time, then over g of these sums, and so on. A round for each prime factor
+of n, with fewer messages: 8 nodes send 3 each in place of 7.
 **reduce-scatter and all-gather**: everyone sends to each node the values that this one sums, then gets its sums. Two
 rounds, of 2/n of the bytes each node would send to the mesh.
 
@@ -134,7 +134,8 @@ def _scatter(shares: Sequence[Share], buffer_type: FloatType) -> list[Round]:
 
 def _finish(shares: Sequence[Share], top_k: int) -> Round:
     _, *workers = (_message(_candidates_bytes(len(share.vocab), top_k)) for share in shares)
-    return Round((Traffic(0, sum(workers)), *(Traffic(size, 0) for size in workers)), (len(workers), *[1] * len(workers)))
+    traffic = Traffic(0, sum(workers)), *(Traffic(size, 0) for size in workers)
+    return Round(traffic, (len(workers), *[1] * len(workers)))
 
 
 def _candidates_bytes(rows: int, top_k: int) -> int:

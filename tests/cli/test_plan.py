@@ -63,7 +63,8 @@ def test_the_plan_as_tables(large_model):
     assert "node1 578.2 kB 569.6 kB 313.7 ms" in lines
     ms, last = (1000 * expected.step_seconds(position) for position in (0, 4095))
     assert f"expected: {ms:.1f} ms a token, {1000 / ms:.2f} tokens/s; {last:.1f} ms at the end of the context" in lines
-    assert f"of these: 313.7 ms reading weights, {1000 * expected.exchange_seconds:.1f} ms in exchanges (full mesh)" in lines
+    exchange = f"{1000 * expected.exchange_seconds:.1f} ms in exchanges (full mesh)"
+    assert f"of these: 313.7 ms reading weights, {exchange}" in lines
     assert lines[-3:] == [
         "assumed: pi4 reads 4 GB/s (published memory bandwidth, about 4 GB/s)",
         "assumed: links carry 1 Gbit/s each way",

@@ -1,16 +1,19 @@
 """However many nodes, whatever their shares: the text is the one that a single node writes."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from dllama import Llama, SamplerSettings
-from dllama.cluster import root
+from dllama.cluster import key, root
 from dllama.cluster.settings import ClusterSettings
 from dllama.cluster.traffic import Form
+from dllama.errors import ClusterError
 from dllama.formats import FloatType
 from tests.cluster.checkpoints import SHAPES, VOCAB
+from tests.engine.golden import perplexity
 
 GREEDY = SamplerSettings(temperature=0)
 EXACT = {"buffer_float_type": "f32", "nthreads": 1, "context": 200}
@@ -110,10 +113,18 @@ def test_interleaved_sequences(workers, models, settings):
         assert ids(llama.generate(prompts[0], 12, settings)) == alone[0], "after those that are gone"
 
 
+def test_a_cluster_with_a_key(workers, models, alone, tmp_path):
+    """Also between its workers; a root without the key is told so, and changes nothing."""
+    cluster_key = key.create(tmp_path / "cluster.key")
+    settings = cluster(workers(2, key_file=str(tmp_path / "cluster.key")), (1, 1, 1))
+    with pytest.raises(ClusterError, match="it asks for the cluster key, and --insecure was given here"):
+        Llama(*models["gqa", FloatType.Q40], **EXACT, cluster=settings)
+    with Llama(*models["gqa", FloatType.Q40], **EXACT, cluster=replace(settings, key=cluster_key)) as llama:
+        assert ids(llama.generate(PROMPT, 24, GREEDY)) == alone(("gqa", FloatType.Q40))
+
+
 @pytest.mark.parametrize("nodes", [2, 4])
 def test_q80_buffers_cost_next_to_nothing(workers, nodes):
-    from tests.engine.golden import perplexity
-
     alone = perplexity()
     together = perplexity(cluster=cluster(workers(nodes - 1), [1] * nodes))
     print(f"perplexity {alone:.4f} on one node, {together:.4f} on {nodes}")

@@ -23,6 +23,7 @@ PLAN = {
     "buffer_type": 3,
     "kv_type": 1,
     "context": 128,
+    "step_timeout": 10.0,
     "model_digest": ID,
     "model_name": "small.m",
 }
@@ -46,7 +47,6 @@ MESSAGES = (
     wire.Candidates(1, 99, (320, 8), 80_000, 3_000, 290_000, 290_000),
     wire.Lost(1, 2, "the connection broke"),
     wire.Beat(),
-    wire.Abort(1),
     wire.Bye(),
 )
 

@@ -1,0 +1,129 @@
+"""The short way of parts between nodes: all that is due and sound goes through compiled code, all else to the mesh."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import zmq
+
+from dllama.cluster import wire
+from dllama.cluster.mesh import Mesh, NodeLost
+from dllama.kernels import libzmq
+from dllama.kernels.jit import compiled
+from dllama.kernels.tags import Tag
+from dllama.kernels.trade import FAILED, GROUP, NODE, OTHER, STATE, trade
+
+AVAILABLE = libzmq.AVAILABLE
+MAX_HEADER = 64
+
+
+class Direct:
+    """Sums rows over groups of nodes, one group in each round.
+
+    ``groups``: this node and those that it sums with, by number; ``index``: its own number; ``slots``: for each node
+    room for its part, uint8; ``columns``: values in a row.
+    """
+
+    def __init__(
+        self,
+        mesh: Mesh,
+        groups: Sequence[Sequence[int]],
+        index: int,
+        slots: Sequence[np.ndarray],
+        columns: int,
+        tag: Tag,
+    ):
+        self._mesh, self._slots, self._columns, self._tag = mesh, slots, columns, tag
+        others = [[node for node in group if node != index] for group in groups]
+        self._numbers = [node for group in others for node in group]
+        self._endpoints = [mesh.endpoints[node] for node in self._numbers]
+        owners = [list(dict.fromkeys(mesh.endpoints[node].owner for node in group)) for group in others]
+        self._owners = [owner for group in owners for owner in group]
+        self._ids = [np.frombuffer(endpoint.routing_id, np.uint8) for endpoint in self._endpoints]
+        self._nodes = np.zeros(len(self._numbers), NODE)
+        self._nodes["socket"] = [endpoint.owner.socket.underlying for endpoint in self._endpoints]
+        self._nodes["id"] = [id.ctypes.data for id in self._ids]
+        self._nodes["id_bytes"] = [len(id) for id in self._ids]
+        self._nodes["slot"] = [slots[node].ctypes.data for node in self._numbers]
+        self._items = np.zeros(len(self._owners), libzmq.ITEM)
+        self._items["socket"] = [owner.socket.underlying for owner in self._owners]
+        self._items["events"] = zmq.POLLIN
+        self._sources = np.array([slots[node].ctypes.data for group in groups for node in group])
+        self._groups = np.zeros(len(groups) + 1, GROUP)
+        for name, parts in (("nodes", others), ("items", owners), ("sources", groups)):
+            self._groups[name] = np.cumsum([0, *map(len, parts)])
+        self._first_due = [number for number, group in enumerate(others) for _ in group]
+        self._header, self._frames = np.zeros(MAX_HEADER, np.uint8), libzmq.Frames()
+        self._states = np.zeros(1, STATE)
+        self._state = self._states[0]
+        self._state["prefix"], self._state["frames"] = self._header.ctypes.data, self._frames.place
+        self._state["part"], self._state["clock"] = slots[index].ctypes.data, time.CLOCK_MONOTONIC
+        self._own = slots[index]
+        self._fixed = tag, libzmq.API, self._nodes, self._items, self._sources, self._groups, self._states
+        self._trade = compiled(trade, *self._fixed, 0, 0, False, 0, 0, 0, 0, 0)
+
+    def begin(self, epoch: int, step: int) -> None:
+        """The exchanges that follow belong to this step."""
+        self._epoch, self._step = epoch, step
+        prefix = wire.part_header(epoch, step, 0)[:-1]
+        self._header[: len(prefix)] = np.frombuffer(prefix, np.uint8)
+        self._state["prefix_bytes"], self._state["round"] = len(prefix), 0
+        self._nodes["due"], self._nodes["missing"] = self._first_due, 1
+
+    def exchange(self, x: int, stride: int, rows: int, nbytes: int) -> None:
+        """Turns this node's parts, float32 rows at an address, of so many bytes as they travel, into the sums. Raises
+        NodeLost."""
+        first, last, posted, deadline = 0, len(self._groups) - 1, False, None
+        begun = int(self._state["round"])
+        while first < last:
+            if any(endpoint.lost for endpoint in self._endpoints):  # its socket may be closed
+                self._mesh.post(self._numbers, wire.encode(wire.Beat()))
+            early = self._mesh.has_early and self._take_early(nbytes)
+            until = first + 1 if early else last
+            stop = self._trade(*self._fixed, first, until, posted, x, stride, rows, self._columns, nbytes)
+            self._count()
+            now_first = int(self._state["round"]) - begun
+            if now_first > first:
+                first, deadline = now_first, None
+            posted = stop != 0
+            if stop == FAILED:
+                self._post_rest(first, nbytes)
+            elif stop == OTHER:
+                owner = self._owners[self._state["item"]]
+                received = owner.understand(self._frames.first(self._state["count"]))
+                if received:
+                    self._mesh.hear(received)
+            elif stop:
+                deadline = self._mesh.wait(self._missing(first), deadline)
+
+    def _take_early(self, nbytes: int) -> bool:
+        """Takes what the mesh has put aside and is due; whether there may be more. Raises NodeLost."""
+        for place, node in zip(self._nodes, self._numbers, strict=True):
+            if place["missing"]:
+                payload = self._mesh.early(node, self._header_of(place["due"]))
+                if payload is not None:
+                    if len(payload) != nbytes:
+                        raise NodeLost(node, f"it sends a part of {len(payload)} bytes, and {nbytes} are due")
+                    self._slots[node][:nbytes] = np.frombuffer(payload, np.uint8)
+                    place["missing"] = 0
+        return self._mesh.has_early
+
+    def _post_rest(self, group: int, nbytes: int) -> None:
+        """Sends the part to those of a group that have not got it. Raises NodeLost."""
+        header = self._header_of(self._state["round"])
+        rest = self._numbers[self._state["count"] : self._groups["nodes"][group + 1]]
+        self._mesh.post(rest, [header, self._own[:nbytes].tobytes()])
+
+    def _header_of(self, round: int) -> bytes:
+        return wire.part_header(self._epoch, self._step, int(round))
+
+    def _missing(self, group: int) -> list[int]:
+        start, end = self._groups["nodes"][group : group + 2]
+        return [self._numbers[i] for i in range(start, end) if self._nodes["missing"][i]]
+
+    def _count(self) -> None:
+        self._mesh.sent_bytes += int(self._state["sent"])
+        self._mesh.received_bytes += int(self._state["received"])
+        self._state["sent"] = self._state["received"] = 0

@@ -1,0 +1,187 @@
+"""An exchange in one piece: parts are encoded, sent, received and summed without Python in between.
+
+The weights that a node reads between two exchanges sweep everything else out of the caches, and what Python runs
+through for a message takes several times as long as the message itself.
+
+Nodes come in groups, one for each round of an exchange. A part's header is a prefix, the same for a step, and the
+number of its round in msgpack, which counts on over the exchanges.
+"""
+
+import numpy as np
+from numba import types
+
+from dllama.kernels.emit import I8, I32, I64, const, emitted
+from dllama.kernels.jit import jit
+from dllama.kernels.libzmq import FRAME_BYTES, MORE, NOBLOCK, message, of_frame, poll, send
+from dllama.kernels.travel import decode_sum, encode
+
+SPIN_NS = 200_000
+"""Longer than a message takes, short against what a step takes where nodes do not keep pace."""
+WAIT_MS = 100
+"""How long to wait for these sockets alone; others want to be looked after too."""
+
+LATE, OTHER, FAILED = 1, 2, 3
+"""Why `trade` stops: parts do not come in time; a message is something else; one cannot be sent."""
+
+NODE = np.dtype([(name, np.int64) for name in ("socket", "id", "id_bytes", "slot", "due", "missing")])
+"""Where a node's messages come and go; its routing id, of no bytes at a DEALER; where its part belongs, in which round
+it is due, and whether it is still to come."""
+GROUP = np.dtype([(name, np.int64) for name in ("nodes", "items", "sources")])
+"""Where in these arrays a group begins; the last one only ends."""
+STATE = np.dtype(
+    [(name, np.int64) for name in ("prefix", "prefix_bytes", "part", "round", "clock", "sent", "received", "usual_ns")]
+    + [(name, np.int64) for name in ("frames", "item", "count")]
+)
+"""The prefix, and room for the rest of a header after it; where this node's part goes; the round; which clock; the
+bytes sent and received; how long parts usually take; room for frames, and what they are if the message is something
+else: the number of the socket, and how many there are (where sending fails, whom it fails to)."""
+
+_sched_yield = types.ExternalFunction("sched_yield", types.int32())
+
+
+@emitted(types.boolean)
+def _same(e, a, b, nbytes):
+    a, b = (e.inttoptr(each, I8.as_pointer()) for each in (a, b))
+    return e.builder.icmp_signed("==", e.call("memcmp", I32, a, b, nbytes), const(I32, 0))
+
+
+@emitted()
+def _copy(e, target, source, nbytes):
+    e.copy(target, source, nbytes)
+
+
+@emitted()
+def _put(e, place, byte):
+    e.store(e.trunc(byte, I8), place)
+
+
+@emitted(types.int64)
+def _nanoseconds(e, clock):
+    """clock_gettime(3)"""
+    now = e.scratch(16)
+    e.call("clock_gettime", I32, e.trunc(clock, I32), e.inttoptr(now, I8.as_pointer()))
+    return e.add(e.mul(e.load(I64, now), const(I64, 10**9)), e.load(I64, now, 8))
+
+
+@jit
+def _header(state, number):
+    """Completes the header with a round's number; the bytes of all of it."""
+    place = state.prefix + state.prefix_bytes
+    if number < 128:
+        _put(place, number)
+        return state.prefix_bytes + 1
+    if number < 256:
+        _put(place, 0xCC)
+        _put(place + 1, number)
+        return state.prefix_bytes + 2
+    _put(place, 0xCD)
+    _put(place + 1, number >> 8)
+    _put(place + 2, number & 255)
+    return state.prefix_bytes + 3
+
+
+@jit
+def _post(api, nodes, first, last, state, nbytes):
+    """Sends this node's part to some of the nodes, up to one that does not take it: the number of that one."""
+    function, header = api[0].zmq_send, _header(state, state.round)
+    for i in range(first, last):
+        node = nodes[i]
+        if node.id_bytes and send(function, node.socket, node.id, node.id_bytes, MORE) < 0:
+            return i
+        if send(function, node.socket, state.prefix, header, MORE) < 0:
+            return i
+        if send(function, node.socket, state.part, nbytes, NOBLOCK) < 0:
+            return i
+        state.sent += header + nbytes
+    return last
+
+
+@jit
+def _sort_in(api, nodes, socket, state, count, nbytes):
+    """Puts a part that is due in its slot, and returns whose it is. -1 for anything else."""
+    size, data = api[0].zmq_msg_size, api[0].zmq_msg_data
+    for i in range(len(nodes)):
+        node = nodes[i]
+        frame = state.frames
+        if node.socket != socket or count != 2 + (node.id_bytes > 0):
+            continue
+        if node.id_bytes:
+            if of_frame(size, frame) != node.id_bytes or not _same(of_frame(data, frame), node.id, node.id_bytes):
+                continue
+            frame += FRAME_BYTES
+        header = _header(state, node.due)
+        if not node.missing or of_frame(size, frame) != header or of_frame(size, frame + FRAME_BYTES) != nbytes:
+            return -1
+        if not _same(of_frame(data, frame), state.prefix, header):
+            return -1
+        _copy(node.slot, of_frame(data, frame + FRAME_BYTES), nbytes)
+        node.missing = 0
+        state.received += header + nbytes
+        return i
+    return -1
+
+
+@jit
+def _take(api, nodes, first, last, items, first_item, last_item, state, nbytes):
+    """Takes in the parts of some of the nodes, and what comes early of others: 0, LATE or OTHER.
+
+    First it asks again and again and offers the CPU to ZeroMQ's own threads in between: on a fast network the answer is
+    on its way, and to be woken up for it takes as long as it takes itself. Where messages usually take longer it leaves
+    the CPU to whoever can use it.
+    """
+    due = 0
+    for i in range(first, last):
+        due += nodes[i].missing
+    start = now = 0
+    while due:
+        found = False
+        for i in range(first_item, last_item):
+            count = message(api, items[i].socket, state.frames)
+            if count:
+                node = _sort_in(api, nodes, items[i].socket, state, count, nbytes)
+                if node < 0:
+                    state.item, state.count = i, count
+                    return OTHER
+                found = True
+                due -= first <= node < last
+                if due == 0:
+                    break
+        if found:
+            continue
+        now = _nanoseconds(state.clock)
+        start = start or now
+        if state.usual_ns < SPIN_NS and now - start < SPIN_NS:
+            _sched_yield()
+        elif poll(api[0].zmq_poll, items.ctypes.data + 16 * first_item, last_item - first_item, WAIT_MS) <= 0:
+            state.usual_ns += (2 * SPIN_NS - state.usual_ns) // 16
+            return LATE
+        else:
+            now = _nanoseconds(state.clock)
+    state.usual_ns += (min(now - start, 2 * SPIN_NS) - state.usual_ns) // 16
+    return 0
+
+
+@jit
+def trade(tag, api, nodes, items, sources, groups, states, first, last, posted, x, stride, rows, columns, nbytes):
+    """Rounds ``first`` to ``last`` of an exchange of rows of floats at ``x``: 0, or the reason why it stops in a round.
+
+    ``posted``: whether the first round's part has been sent.
+    """
+    state, rounds = states[0], len(groups) - 1
+    for g in range(first, last):
+        group, end = groups[g], groups[g + 1]
+        if not posted:
+            encode(tag, x, stride, rows, columns, state.part)
+            state.count = _post(api, nodes, group.nodes, end.nodes, state, nbytes)
+            if state.count < end.nodes:
+                return FAILED
+        posted = False
+        stop = _take(api, nodes, group.nodes, end.nodes, items, group.items, end.items, state, nbytes)
+        if stop:
+            return stop
+        decode_sum(tag, sources[group.sources : end.sources], x, stride, rows, columns)
+        for i in range(group.nodes, end.nodes):
+            nodes[i].due += rounds
+            nodes[i].missing = 1
+        state.round += 1
+    return 0
