@@ -8,17 +8,19 @@ from pathlib import Path
 
 from bench import synth
 from bench.runs import Job, Weights
+from dllama.folders import cache_folder
+
+WEIGHTS = cache_folder() / "bench"
 
 
 def question(description: str, **defaults) -> argparse.Namespace:
     """The command line that the measures share. `defaults` override an option's default or add an int option."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dllama" / "bench"
     parser.add_argument("--shape", choices=synth.SHAPES, default="tinyllama-1.1b", help="default %(default)s")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of both programs")
     parser.add_argument("--kernels", help="force dllama's kernels (avx512, avx2, ...); llama.cpp stays as it is")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each program")
-    parser.add_argument("--dir", type=Path, default=cache, help="folder that keeps the synthetic weights")
+    parser.add_argument("--dir", type=Path, default=WEIGHTS, help="folder that keeps the synthetic weights")
     parser.add_argument("--name", help="name of the results file, without .json")
     for name, value in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=value, help="default %(default)s")
@@ -34,15 +36,19 @@ def job_of(options: argparse.Namespace) -> Job:
     return job
 
 
-def find_weights(shape: str, folder: Path) -> Weights:
-    """The weights of `shape` in `folder`, written if they are not there, and read once into the page cache."""
+def find_weights(shape: str, folder: Path, gguf: bool = True) -> Weights:
+    """The weights of `shape` in `folder`, written if they are not there, and read once into the page cache.
+
+    Without `gguf` the file for llama.cpp may be missing.
+    """
     folder = folder.resolve()  # runs start in the repository
     weights = Weights(shape, *(folder / f"{shape}.{ending}" for ending in ("m", "t", "gguf")))
-    if not all(path.exists() for path in (weights.model, weights.tokenizer, weights.gguf)):
+    models = (weights.model, weights.gguf) if gguf else (weights.model,)
+    if not all(path.exists() for path in (*models, weights.tokenizer)):
         folder.mkdir(parents=True, exist_ok=True)
         print(f"writing {shape} weights to {folder}", file=sys.stderr)
-        synth.write(shape, weights.model, weights.gguf, weights.tokenizer)
-    for path in (weights.model, weights.gguf):
+        synth.write(shape, weights.model, weights.gguf if gguf else None, weights.tokenizer)
+    for path in models:
         with open(path, "rb", buffering=0) as file:
             chunk = bytearray(1 << 24)
             while file.readinto(chunk):

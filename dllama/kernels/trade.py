@@ -20,6 +20,8 @@ SPIN_NS = 200_000
 WAIT_MS = 100
 """How long to wait for these sockets alone; others want to be looked after too."""
 
+RETRIES = 1000
+
 LATE, OTHER, FAILED = 1, 2, 3
 """Why `trade` stops: parts do not come in time; a message is something else; one cannot be sent."""
 
@@ -81,17 +83,26 @@ def _header(state, number):
 
 
 @jit
+def _send_on(function, socket, data, nbytes, flags):
+    """A frame after a message's first: it has room, and fails at most where a signal comes in between."""
+    tries = RETRIES
+    while send(function, socket, data, nbytes, flags) < 0 and tries > 0:
+        tries -= 1
+
+
+@jit
 def _post(api, nodes, first, last, state, nbytes):
     """Sends this node's part to some of the nodes, up to one that does not take it: the number of that one."""
     function, header = api[0].zmq_send, _header(state, state.round)
     for i in range(first, last):
         node = nodes[i]
-        if node.id_bytes and send(function, node.socket, node.id, node.id_bytes, MORE) < 0:
+        if node.id_bytes:
+            if send(function, node.socket, node.id, node.id_bytes, MORE) < 0:
+                return i
+            _send_on(function, node.socket, state.prefix, header, MORE)
+        elif send(function, node.socket, state.prefix, header, MORE) < 0:
             return i
-        if send(function, node.socket, state.prefix, header, MORE) < 0:
-            return i
-        if send(function, node.socket, state.part, nbytes, NOBLOCK) < 0:
-            return i
+        _send_on(function, node.socket, state.part, nbytes, NOBLOCK)
         state.sent += header + nbytes
     return last
 
