@@ -27,7 +27,8 @@ def a_run(token_ms: float, sent: int) -> ClusterRun:
         "transfer_ms": [100.0] * WARM_UP + [1.0] * 3,
         "sent_bytes": [9] * WARM_UP + [sent] * 3,
         "received_bytes": [9] * WARM_UP + [2 * sent] * 3,
-        "load_ms": 500.0, "prefill_ms": 50.0,
+        "load_ms": 500.0,
+        "prefill_ms": 50.0,
         "peak_rss_bytes": 1000,
         "token_ids": [5] * (WARM_UP + 3),
     }

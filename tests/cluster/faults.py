@@ -288,7 +288,6 @@ def _rss(pid: int) -> int:
 
 def run_lane(seed: int, numbers: list[int], folder: str) -> tuple[list[Result], list[tuple[int, int]], list[int]]:
     """Results, memory after each run, and processes left."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
     lane, results = Lane(Path(folder)), []
     try:
         for number in numbers:
@@ -346,7 +345,7 @@ def main() -> None:
     lanes = min(options.lanes, len(numbers))
     with tempfile.TemporaryDirectory(prefix="dllama-faults-") as folder:
         jobs = [(options.seed, list(numbers[lane::lanes]), f"{folder}/{lane}") for lane in range(lanes)]
-        with multiprocessing.get_context("spawn").Pool(lanes) as pool:
+        with multiprocessing.get_context("spawn").Pool(lanes, signal.signal, (signal.SIGINT, signal.SIG_DFL)) as pool:
             found = summary(options.seed, pool.starmap(run_lane, jobs, chunksize=1))
     print(json.dumps(found, indent=1))
     if options.only is None:
