@@ -122,9 +122,12 @@ class Mesh:
         """Whether anything has been put aside."""
         return any(self._early.values())
 
-    def early(self, node: int, header: bytes):
-        """The payload of a part that has been put aside, which is no longer then; None where there is none."""
-        return self._early[node].pop(header, None)
+    def early(self, node: int, place: bytes | int):
+        """What has been put aside, and is no longer then: a part's payload by its header, candidates by their step.
+
+        None where there is none.
+        """
+        return self._early[node].pop(place, None)
 
     def wait(self, missing: Collection[int], deadline: float | None) -> float:
         """Waits for a message, from wherever, and puts it aside if it is part of a step. Those who are missing have
@@ -153,7 +156,7 @@ class Mesh:
         """Takes what had been put aside; the nodes that are still missing."""
         missing = set(nodes)
         for node in nodes:
-            early = self._early[node].pop(place, None)
+            early = self.early(node, place)
             if early is not None:
                 missing.discard(node)
                 take(node, early)

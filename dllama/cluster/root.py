@@ -77,6 +77,7 @@ class ClusterEngine:
         self._epoch = self._step = self._numbers = 0
         self._sequences: WeakSet[ClusterSequence] = WeakSet()
         self._known: set[int] = set()  # numbers of the sequences that the nodes hold
+        self._embedding = model.f32("embedding")
         self._embeddings = Embeddings(self.config.dim, buffer_type)
         self.plan: Plan | None = None
         self._member: Member | None = None  # None: the nodes have to be made ready
@@ -135,7 +136,7 @@ class ClusterEngine:
         self._step += 1
         asked = reduction.to_list()
         message = wire.Step(self._epoch, self._step, _runs(rows), tuple(wanted), asked, tuple(freed))
-        payload = self._embeddings.encode(self._model.f32("embedding")[[row.token for row in rows]])
+        payload = self._embeddings.encode(self._embedding[[row.token for row in rows]])
         mesh, others = member.mesh, range(1, len(self.plan.nodes))
         parts: list[list[Candidates]] = [[] for _ in self.plan.nodes]
         costs: list[NodeCost | None] = [None for _ in self.plan.nodes]
