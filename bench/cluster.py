@@ -12,8 +12,10 @@ new root; it decodes greedily after a prompt of 16 tokens, and its first tokens 
 
 import argparse
 import contextlib
+import mmap
 import os
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -27,8 +29,9 @@ from bench.report import RESULTS, Figure, print_table, save
 from bench.runs import Weights
 from dllama.cluster.node import NodeSpec
 from dllama.cluster.planner import make_plan
+from dllama.engine.pages import anonymous
 from dllama.errors import DllamaError
-from dllama.formats import FloatType
+from dllama.formats import FloatType, tensor_layout
 
 NODES = (1, 2, 4, 8)
 CONTEXT = 256
@@ -144,7 +147,12 @@ def pair(options: argparse.Namespace, weights: Weights) -> None:
 def restart(options: argparse.Namespace, weights: Weights) -> None:
     """The first start sends the slices; in the second the workers, started anew, have them in their caches."""
     runs = {"first start": [], "second start": []}
+    slice_bytes = (
+        sum(info.nbytes for info in tensor_layout(synth.SHAPES[options.shape]) if info.name != "embedding") // 2
+    )
+    memory_s = []
     for _ in range(options.rounds):
+        memory_s.append(seconds_to_hand_out(slice_bytes))
         with Cluster(on_this_machine(2), weights, CONTEXT, own_copy=False) as cluster:
             runs["first start"].append(cluster.run(options.tokens))
             cluster.stop_workers()
@@ -158,16 +166,26 @@ def restart(options: argparse.Namespace, weights: Weights) -> None:
     }
     rows = [(name, *(figure.text(2, " s") for figure in each.values())) for name, each in seconds.items()]
     print_table(("first token", *columns), rows)
+    handed_out = Figure.of(memory_s)
+    print(f"\nOf it, for the system to hand out the memory of one node's slice: {handed_out.text(2, ' s')}")
     save(
         options.name or f"cluster-restart-{options.shape}",
         {
             **described("restart", options),
+            "memory_s": asdict(handed_out),
             "first_token_s": {
                 name: {column: asdict(figure) for column, figure in each.items()} for name, each in seconds.items()
             },
             "rounds": as_json(runs),
         },
     )
+
+
+def seconds_to_hand_out(nbytes: int) -> float:
+    """How long this system takes for fresh memory: a virtual machine may have to ask its host for every page."""
+    start = time.perf_counter()
+    anonymous(nbytes, huge=True)[:: mmap.PAGESIZE] = 1
+    return time.perf_counter() - start
 
 
 def memory(options: argparse.Namespace, weights: Weights) -> None:

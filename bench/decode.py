@@ -16,12 +16,14 @@ from bench.report import Figure, print_table, save
 from bench.runs import run
 from bench.synth import SHAPES
 from dllama.engine.memory import kv_bytes_per_token
-from dllama.formats import FloatType, ModelConfig, tensor_layout
+from dllama.formats import FloatType, ModelConfig, tensor_kinds
 
 
 def token_bytes(config: ModelConfig, context: int) -> int:
-    """Bytes that one token must read: all weights but the embedding, and `context` positions of an F16 cache."""
-    weights = sum(info.nbytes for info in tensor_layout(config, 0) if info.name != "embedding")
+    """Bytes that one token must read: weights but for the embedding and idle experts, `context` positions of an F16
+    cache."""
+    kinds = (kind for kind in tensor_kinds(config) if kind.tensor.name != "embedding")
+    weights = sum(kind.active * kind.tensor.nbytes for kind in kinds)
     return weights + context * kv_bytes_per_token(config, FloatType.F16)
 
 

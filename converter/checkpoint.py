@@ -8,10 +8,10 @@ from typing import Protocol
 
 import numpy as np
 
-from converter.tensors import READABLE
 from dllama.errors import FileError, FormatError
 from dllama.formats import FloatType, ModelConfig, TensorInfo, tensor_layout
 from dllama.formats.files import reason
+from dllama.formats.tensor import READABLE
 
 
 class Source(Protocol):

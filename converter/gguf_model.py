@@ -1,12 +1,13 @@
 """The model in a GGUF file -> a Checkpoint.
 
 llama.cpp's llama files hold q and k in Meta's order of rows, as a `.m` file does, and its qwen3 files in the half-split
-order, as a `.m` file does: nothing is reordered.
+order, as a `.m` file does: nothing is reordered. The matrices of all experts of a layer are one tensor of three
+dimensions, expert after expert.
 """
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,19 +15,21 @@ import numpy as np
 from converter.checkpoint import Checkpoint
 from converter.gguf_file import TYPES, read_gguf
 from converter.hf_config import linear_scaling
-from converter.tensors import READABLE, Tensor
 from converter.values import epsilon, number
 from dllama.errors import FormatError
 from dllama.formats import Arch, FloatType, ModelConfig, RopeType, TensorInfo, dequantize, tensor_layout
+from dllama.formats.tensor import READABLE, Tensor
 
-ARCHITECTURES = {"llama": Arch.LLAMA, "qwen3": Arch.QWEN3}
+ARCHITECTURES = {"llama": Arch.LLAMA, "qwen3": Arch.QWEN3, "qwen3moe": Arch.QWEN3_MOE}
 
 WHOLE_MODEL = {"embedding": "token_embd.weight", "final_norm": "output_norm.weight", "output": "output.weight"}
 IN_LAYER = {
     "q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output",
     "w1": "ffn_gate", "w2": "ffn_down", "w3": "ffn_up",
     "q_norm": "attn_q_norm", "k_norm": "attn_k_norm", "attention_norm": "attn_norm", "ffn_norm": "ffn_norm",
+    "router": "ffn_gate_inp",
 }  # fmt: skip
+EXPERTS = "_exps"  # after the name of a tensor of all experts' matrices
 ROPE_FACTORS = "rope_freqs.weight"
 EPSILON = "{}.attention.layer_norm_rms_epsilon"
 
@@ -102,8 +105,15 @@ def open_file(path: Path, weight_type: FloatType, seq_len: int | None = None) ->
 
 
 def tensor_name(info: TensorInfo) -> str:
-    """llama.cpp's name of a tensor of the model file."""
-    return WHOLE_MODEL[info.name] if info.layer is None else f"blk.{info.layer}.{IN_LAYER[info.name]}.weight"
+    """llama.cpp's name of a tensor of the model file, or of the one that it is an expert's part of."""
+    if info.layer is None:
+        return WHOLE_MODEL[info.name]
+    return f"blk.{info.layer}.{IN_LAYER[info.kind]}{'' if info.expert is None else EXPERTS}.weight"
+
+
+def tensor_shape(info: TensorInfo, config: ModelConfig) -> tuple[int, ...]:
+    """The shape of llama.cpp's tensor of this name."""
+    return info.shape if info.expert is None else (config.n_experts, *info.shape)
 
 
 def _match(config: ModelConfig, tensors: dict[str, GgufTensor]) -> Iterator[tuple[TensorInfo, GgufTensor]]:
@@ -115,14 +125,21 @@ def _match(config: ModelConfig, tensors: dict[str, GgufTensor]) -> Iterator[tupl
             name = WHOLE_MODEL["embedding"]
         if name not in tensors:
             raise ValueError(f"tensor {name} is missing")
-        if tensors[name].shape != info.shape:
-            raise ValueError(f"tensor {name} is {list(tensors[name].shape)}, the metadata call for {list(info.shape)}")
+        tensor, shape = tensors[name], tensor_shape(info, config)
+        if tensor.shape != shape:
+            raise ValueError(f"tensor {name} is {list(tensor.shape)}, the metadata call for {list(shape)}")
         used.add(name)
-        yield info, tensors[name]
+        yield info, tensor if info.expert is None else _of_expert(tensor, info.expert)
     for name in tensors:
         if name not in used:
             bias = ", and a .m file has no place for biases" if name.endswith(".bias") else ""
             raise ValueError(f"tensor {name} has no place in this architecture{bias}")
+
+
+def _of_expert(tensor: GgufTensor, expert: int) -> GgufTensor:
+    """One expert's matrix in a tensor [experts, rows, columns]."""
+    rows = tensor.shape[1]
+    return replace(tensor, shape=tensor.shape[1:], offset=tensor.offset + expert * rows * tensor.row_bytes)
 
 
 def _config(metadata: dict, tensors: dict, weight_type: FloatType, seq_len: int | None) -> ModelConfig:
@@ -141,7 +158,11 @@ def _config(metadata: dict, tensors: dict, weight_type: FloatType, seq_len: int 
             raise ValueError(f"{name}.{key} is missing" if value is None else f"{name}.{key} is not one whole number")
         return value
 
-    if integer("expert_count", 0):
+    experts = {}
+    if arch.has_experts:
+        experts = {"n_experts": integer("expert_count"), "n_active_experts": integer("expert_used_count")}
+        experts["moe_hidden_dim"] = integer("expert_feed_forward_length")
+    elif integer("expert_count", 0):
         raise ValueError(f"mixture of experts in architecture {name} cannot be converted")
     dim, n_heads, longest = integer("embedding_length"), integer("attention.head_count"), integer("context_length")
     if n_heads < 1:
@@ -158,7 +179,7 @@ def _config(metadata: dict, tensors: dict, weight_type: FloatType, seq_len: int 
     return ModelConfig(
         arch=arch,
         dim=dim,
-        hidden_dim=integer("feed_forward_length"),
+        hidden_dim=integer("feed_forward_length", experts.get("moe_hidden_dim")),
         n_layers=integer("block_count"),
         n_heads=n_heads,
         n_kv_heads=integer("attention.head_count_kv", n_heads),
@@ -169,6 +190,7 @@ def _config(metadata: dict, tensors: dict, weight_type: FloatType, seq_len: int 
         rope_theta=_theta(metadata, name),
         rope_type=rope_type,
         **scaling,
+        **experts,
         weight_type=weight_type,
     )
 
@@ -183,9 +205,9 @@ def _rope(metadata: dict, name: str, arch: Arch, tensors: dict, head_dim: int) -
     if kind == "linear" and factors is None and arch is Arch.LLAMA:
         factor = number(metadata.get(f"{name}.rope.scaling.factor"), f"{name}.rope.scaling.factor")
         return RopeType.LLAMA3_1, linear_scaling(factor)
-    if kind != "none" or (arch is Arch.QWEN3 and factors is not None):
+    if kind != "none" or (arch.is_qwen3 and factors is not None):
         raise ValueError(f"rope scaling {kind} is not supported (known: linear and Llama 3.1's, for llama models)")
-    if arch is Arch.QWEN3:
+    if arch.is_qwen3:
         return RopeType.HALF_SPLIT, {}
     if factors is None:
         return RopeType.LLAMA, {}

@@ -3,15 +3,16 @@
 import os
 from pathlib import Path
 
-from converter.safetensors import read_json
 from converter.values import epsilon, number, whole, whole_number
 from dllama.errors import FormatError
 from dllama.formats import Arch, FloatType, ModelConfig, RopeType
+from dllama.formats.json_file import read_json
 
 ARCHITECTURES = {
     "LlamaForCausalLM": Arch.LLAMA,
     "MistralForCausalLM": Arch.LLAMA,
     "Qwen3ForCausalLM": Arch.QWEN3,
+    "Qwen3MoeForCausalLM": Arch.QWEN3_MOE,
 }
 BIASED = ("Qwen2ForCausalLM",)  # q, k and v add one, whatever config.json says
 MISTRAL_WINDOW = 4096  # what transformers takes for a Mistral whose config.json has no sliding_window
@@ -66,6 +67,7 @@ def parse_config(values: dict, weight_type: FloatType, seq_len: int | None = Non
         norm_epsilon=epsilon(values.get("rms_norm_eps", 1e-6), "rms_norm_eps"),
         rope_type=rope_type,
         **rope_values,
+        **(_experts(values) if arch.has_experts else {}),
         weight_type=weight_type,
     )
     return config, bool(values.get("tie_word_embeddings", False))
@@ -81,6 +83,22 @@ def _refuse_extras(values: dict) -> None:
         raise ValueError(f"hidden_act {values['hidden_act']} is not supported (known: silu)")
     if values.get("partial_rotary_factor", 1) != 1:
         raise ValueError("partial_rotary_factor: rotary embedding of a part of the head is not supported")
+
+
+def _experts(values: dict) -> dict:
+    """The mixture of experts as ModelConfig names it. ValueError for what a `.m` file cannot say."""
+    if values.get("norm_topk_prob") is not True:
+        raise ValueError("norm_topk_prob is not true: the weights of a .m file's experts always sum to 1")
+    if values.get("decoder_sparse_step", 1) != 1 or values.get("mlp_only_layers"):
+        raise ValueError("layers without experts (decoder_sparse_step, mlp_only_layers) are not supported")
+    if values.get("n_shared_experts") or values.get("shared_expert_intermediate_size"):
+        raise ValueError("experts that all tokens share are not supported")
+    count = "num_local_experts" if "num_local_experts" in values else "num_experts"  # since transformers 5; before
+    return {
+        "n_experts": whole(values, count),
+        "n_active_experts": whole(values, "num_experts_per_tok"),
+        "moe_hidden_dim": whole(values, "moe_intermediate_size"),
+    }
 
 
 def _context(values: dict, architecture: str, seq_len: int | None) -> int:
@@ -119,8 +137,8 @@ def _rope(values: dict, arch: Arch) -> tuple[RopeType, dict]:
     result = {"rope_theta": number(theta, "rope_theta")}
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     if kind == "default":
-        return (RopeType.HALF_SPLIT if arch is Arch.QWEN3 else RopeType.LLAMA), result
-    if arch is Arch.QWEN3 or kind not in ("llama3", "linear"):
+        return (RopeType.HALF_SPLIT if arch.is_qwen3 else RopeType.LLAMA), result
+    if arch.is_qwen3 or kind not in ("llama3", "linear"):
         raise ValueError(f"rope scaling {kind} is not supported (known: llama3 and linear, for llama models)")
     if kind == "linear":
         return RopeType.LLAMA3_1, result | linear_scaling(number(parameters.get("factor"), "rope scaling factor"))

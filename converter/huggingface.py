@@ -6,11 +6,14 @@ from pathlib import Path
 
 from converter.checkpoint import Checkpoint, Source, match
 from converter.hf_config import read_config
-from converter.safetensors import read_json, read_safetensors
-from converter.tensors import HalfSplit, Tensor
+from converter.tensors import HalfSplit
 from converter.torch_file import read_torch_file
 from dllama.errors import FileError, FormatError
-from dllama.formats import Arch, FloatType, ModelConfig, TensorInfo
+from dllama.formats import FloatType, ModelConfig, TensorInfo
+from dllama.formats.json_file import read_json
+from dllama.formats.rotary import is_reordered
+from dllama.formats.safetensors import read_safetensors
+from dllama.formats.tensor import Tensor
 
 CONFIG = "config.json"
 Reader = Callable[[str | os.PathLike], dict[str, Tensor]]
@@ -35,7 +38,9 @@ IN_LAYER = {
     "k_norm": "self_attn.k_norm.weight",
     "attention_norm": "input_layernorm.weight",
     "ffn_norm": "post_attention_layernorm.weight",
+    "router": "mlp.gate.weight",
 }
+OF_EXPERT = {"w1": "gate_proj.weight", "w2": "down_proj.weight", "w3": "up_proj.weight"}
 BUFFERS = ("rotary_emb.inv_freq",)  # computed values that some checkpoints store
 
 
@@ -92,6 +97,8 @@ def _read_shards(index: Path, read: Reader) -> tuple[dict[str, Tensor], list[Pat
 
 def checkpoint_name(info: TensorInfo, tied: bool) -> str:
     """The name in the checkpoint of a tensor of the model file; tied: the output matrix is the embedding."""
+    if info.expert is not None:
+        return f"model.layers.{info.layer}.mlp.experts.{info.expert}.{OF_EXPERT[info.kind]}"
     if info.layer is not None:
         return f"model.layers.{info.layer}.{IN_LAYER[info.name]}"
     return WHOLE_MODEL["embedding" if info.name == "output" and tied else info.name]
@@ -99,6 +106,6 @@ def checkpoint_name(info: TensorInfo, tied: bool) -> str:
 
 def _reordered(info: TensorInfo, tensor: Tensor, config: ModelConfig) -> Source:
     """The tensor with its rows in the model file's order: q and k of a llama turn interleaved pairs there."""
-    if config.arch is Arch.LLAMA and info.name in ("q", "k"):
+    if is_reordered(info.name, config):
         return HalfSplit(**vars(tensor), head_dim=config.head_dim)
     return tensor

@@ -7,12 +7,13 @@ import re
 from pathlib import Path
 
 from converter.checkpoint import Checkpoint, Source, match, names_in
-from converter.safetensors import read_json
-from converter.tensors import Joined, Tensor
+from converter.tensors import Joined
 from converter.torch_file import read_torch_file
 from converter.values import epsilon, number, whole
 from dllama.errors import FileError, FormatError
 from dllama.formats import Arch, FloatType, ModelConfig, RopeType, TensorInfo
+from dllama.formats.json_file import read_json
+from dllama.formats.tensor import Tensor
 
 PARAMS = "params.json"
 SHARD = re.compile(r"consolidated\.(\d\d)\.pth")

@@ -5,7 +5,8 @@ Q40 and Q80 are GGUF's Q4_0 and Q8_0: every tensor is copied as it is. Rows of q
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -13,12 +14,12 @@ import click
 import numpy as np
 
 from converter import gguf_file
-from converter.gguf_model import ARCHITECTURES, ROPE_FACTORS, SAME, rope_factors, tensor_name
+from converter.gguf_model import ARCHITECTURES, ROPE_FACTORS, SAME, rope_factors, tensor_name, tensor_shape
 from converter.gguf_tokenizer import tokenizer_metadata
 from converter.progress import progress
 from converter.tokenizer import read_tokenizer
 from dllama.errors import FileError, FormatError
-from dllama.formats import Activation, Arch, FloatType, ModelConfig, ModelFile, RopeType
+from dllama.formats import Activation, Arch, FloatType, ModelConfig, ModelFile, RopeType, TensorInfo
 from dllama.formats.files import AtomicFile
 
 CHUNK_BYTES = 16 << 20
@@ -53,7 +54,8 @@ def to_gguf(
         except ValueError as error:
             raise FormatError(tokenizer, str(error)) from None
 
-        tensors = [(tensor_name(info), KINDS[info.float_type], info.shape) for info in file.tensors()]
+        stored = _stored_together(file.tensors())
+        tensors = [(tensor_name(first), KINDS[first.float_type], tensor_shape(first, config)) for first, *_ in stored]
         factors = _rope_factors(config)
         if factors is not None:
             tensors.insert(0, (ROPE_FACTORS, KINDS[FloatType.F32], factors.shape))
@@ -62,12 +64,20 @@ def to_gguf(
             target.write(head)
             if factors is not None:
                 _write(target, [factors], report)
-            for info in file.tensors():
-                _write(target, _chunks(file, info), report)
+            for parts in stored:
+                _write(target, (chunk for info in parts for chunk in _chunks(file, info)), report)
     return config
 
 
-def _chunks(file: ModelFile, info) -> Iterator[np.ndarray]:
+def _stored_together(tensors: Iterable[TensorInfo]) -> list[list[TensorInfo]]:
+    """The tensors of the model file that make up each of llama.cpp's: one, or all experts' of a kind in a layer."""
+    parts = defaultdict(list)
+    for info in tensors:
+        parts[tensor_name(info)].append(info)
+    return list(parts.values())
+
+
+def _chunks(file: ModelFile, info: TensorInfo) -> Iterator[np.ndarray]:
     """A tensor's bytes, a few megabytes at a time, whose pages are let go of behind them."""
     raw = file.raw(info.name, info.layer)
     step = max(1, CHUNK_BYTES // info.row_bytes)
@@ -111,6 +121,12 @@ def _metadata(config: ModelConfig, name: str) -> dict[str, tuple]:
         "rope.dimension_count": config.head_dim,
         "vocab_size": config.vocab_size,
     }
+    if config.arch.has_experts:
+        integers |= {
+            "expert_count": config.n_experts,
+            "expert_used_count": config.n_active_experts,
+            "expert_feed_forward_length": config.moe_hidden_dim,
+        }
     return {
         "general.architecture": (gguf_file.STRING, arch),
         "general.name": (gguf_file.STRING, name),

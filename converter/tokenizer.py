@@ -6,12 +6,12 @@ from pathlib import Path
 
 from converter import gguf_file
 from converter.gguf_tokenizer import read_gguf_tokenizer
-from converter.safetensors import read_json
 from converter.sentencepiece_model import read_sentencepiece
 from converter.tiktoken_model import is_tiktoken, read_tiktoken
 from converter.tokenizer_json import read_tokenizer_json
 from dllama.errors import FileError, FormatError
 from dllama.formats.files import open_regular
+from dllama.formats.json_file import read_json
 from dllama.formats.vocabulary import Vocabulary, read_bin, read_small_file, read_t, tokenizer_kind, write_t
 
 HEAD_BYTES = 64  # of a file, to tell its kind

@@ -8,8 +8,8 @@ import os
 
 from converter.byte_alphabet import from_alphabet
 from converter.merges import merge_scores
-from converter.safetensors import read_json
 from dllama.errors import FormatError
+from dllama.formats.json_file import read_json
 from dllama.formats.vocabulary import ADDED, CONTROL, PreTokenizer, Vocabulary
 
 META_SPACE = "\u2581"

@@ -11,11 +11,11 @@ import zipfile
 from pathlib import Path
 from typing import BinaryIO
 
-from converter.safetensors import LFS_POINTER, NOT_FETCHED
-from converter.tensors import ITEM_BYTES, Tensor
 from converter.torch_pickle import View, read_state
 from dllama.errors import FormatError
 from dllama.formats.files import open_regular
+from dllama.formats.safetensors import LFS_POINTER, NOT_FETCHED
+from dllama.formats.tensor import ITEM_BYTES, Tensor
 
 MAX_PICKLE_BYTES = 100_000_000
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a member: signature, then the lengths of its name and extra field

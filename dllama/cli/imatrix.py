@@ -34,8 +34,9 @@ def imatrix(path, output, force, model, tokenizer, context, nthreads) -> None:
     """Record an importance matrix: which columns of a model's matrices a text uses most.
 
     dllama-convert's --imatrix then writes Q40 weights that are closest where it matters. The text should be like what
-    the model is for, some ten thousand tokens of it; the model is best one of F16 or Q80 weights, and the importance
-    matrix serves every conversion of the same checkpoint.
+    the model is for, some ten thousand tokens of it, and more for a mixture of experts: of each expert only the tokens
+    tell that choose it. The model is best one of F16 or Q80 weights, and the importance matrix serves every conversion
+    of the same checkpoint.
 
     \b
       dllama imatrix --model model-q80.m --tokenizer tokenizer.t --file text.txt -o model.imatrix
@@ -92,7 +93,7 @@ def _record(model: ModelFile, windows: list[list[int]], nthreads: int | None) ->
     team = Team(nthreads or usable_cpus())
     try:
         notify = partial(click.echo, err=True)
-        with compiling(model.config.weight_type, FloatType.Q80, FloatType.F16, notify):
+        with compiling(model.config, FloatType.Q80, FloatType.F16, notify):
             recorder = Recorder(model, team, tags.Q80, tags.F16, context)
         with click.progressbar(windows, label="windows", file=sys.stderr) as progress:
             for window in progress:

@@ -21,6 +21,7 @@ from dllama.tokenizer import load_tokenizer
 PARTS = {
     "embedding": "embedding",
     **dict.fromkeys(("q", "k", "v", "o"), "attention"),
+    "router": "routers",
     **dict.fromkeys(("w1", "w2", "w3"), "feed-forward"),
     **dict.fromkeys(("q_norm", "k_norm", "attention_norm", "ffn_norm", "final_norm"), "norms"),
     "output": "output",
@@ -83,7 +84,7 @@ def model_values(path: str, contexts: tuple[int, ...] | None, nodes: tuple[int, 
         raise ModelError(f"{path}: the model's context is {config.seq_len} tokens, and {too_long[0]} were asked for")
     parts = defaultdict(int)
     for tensor in tensors:
-        parts[PARTS[tensor.name]] += tensor.nbytes
+        parts[PARTS[tensor.kind]] += tensor.nbytes
     return {
         "file": path,
         "bytes": nbytes,

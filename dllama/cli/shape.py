@@ -15,8 +15,11 @@ def shape(config: ModelConfig) -> dict:
 
 def describe(config: ModelConfig) -> str:
     """The shape in one line."""
+    ffn = f"hidden dim {config.ffn_dim}"
+    if config.arch.has_experts:
+        ffn += f" of each of {config.n_experts} experts, {config.n_active_experts} at a time"
     return (
-        f"{config.arch.name.lower()}, {config.n_layers} layers, dim {config.dim}, hidden dim {config.hidden_dim}, "
+        f"{config.arch.name.lower()}, {config.n_layers} layers, dim {config.dim}, {ffn}, "
         f"{config.n_heads} heads, {config.n_kv_heads} kv heads, vocabulary {config.vocab_size}, "
         f"{config.weight_type.name.lower()} weights"
     )

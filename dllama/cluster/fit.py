@@ -45,7 +45,7 @@ def fit(
 
 def _shares(config: ModelConfig, nodes: Sequence[NodeSpec], weights: Sequence[float]) -> tuple[Share, ...]:
     heads = deal_heads(config, weights)
-    blocks = spans(deal(-(-config.hidden_dim // BLOCK), weights))
+    blocks = spans(deal(-(-config.ffn_dim // BLOCK), weights))
     vocab = spans(deal(config.vocab_size, weights))
     sums = spans(deal(-(-config.dim // BLOCK), [1.0] * len(nodes)))
     return tuple(
@@ -73,7 +73,7 @@ def _within_memory(
     Heads are dealt first, FFN blocks and rows of the vocabulary, which are smaller, into the memory that they leave.
     """
     config = wanted[0].config
-    everything = _ranges(config.n_heads, -(-config.hidden_dim // BLOCK), config.vocab_size)
+    everything = _ranges(config.n_heads, -(-config.ffn_dim // BLOCK), config.vocab_size)
     shares = [replace(share, **_ranges(0, 0, 0)) for share in wanted]
 
     def size(**units: range) -> int:

@@ -115,7 +115,7 @@ class Hub:
                 message = source.take()
                 if message:
                     return message
-                loss = source.losses.pop(0)
+                loss = source.next_loss()
                 if loss.source is source:
                     source.close()
                     self.remove(source)

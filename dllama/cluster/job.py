@@ -56,7 +56,7 @@ class Job:
         share, config = self.share, self.share.config
         return (
             f"{self.model_name}, {len(share.heads)} of {config.n_heads} heads, {len(share.hidden)} of "
-            f"{config.hidden_dim} hidden values, {len(share.vocab)} of {config.vocab_size} rows of the vocabulary"
+            f"{config.ffn_dim} hidden values, {len(share.vocab)} of {config.vocab_size} rows of the vocabulary"
         )
 
     @classmethod
@@ -118,7 +118,7 @@ class Job:
             raise PlanError(f"a context of {self.context} tokens, and the model's is {config.seq_len}")
         ends = (
             ("heads", config.n_heads),
-            ("ffn_blocks", -(-config.hidden_dim // BLOCK)),
+            ("ffn_blocks", -(-config.ffn_dim // BLOCK)),
             ("vocab", config.vocab_size),
             ("sum_blocks", -(-config.dim // BLOCK)),
         )

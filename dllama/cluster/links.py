@@ -121,6 +121,10 @@ class Link:
                 return None
         return self, list(map(sockets.content, frames))
 
+    def next_loss(self) -> LinkLost:
+        """For the hub: the first of the losses."""
+        return self.losses.pop(0)
+
     def watch(self) -> None:
         """For the hub: look what the monitor tells."""
         for event, value in sockets.events(self.monitor):

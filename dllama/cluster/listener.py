@@ -102,6 +102,13 @@ class Listener:
         peer = self._peers.get(routing_id) or self._new_peer(routing_id, frames[0])
         return (peer, list(map(sockets.content, frames))) if peer else None
 
+    def next_loss(self) -> LinkLost:
+        """For the hub: the first of the losses, when no message is there any more. The peer is known until then, as
+        what is left of its messages must not be taken for those of the next connection of the same descriptor."""
+        loss = self.losses.pop(0)
+        del self._peers[loss.source.routing_id]
+        return loss
+
     def watch(self) -> None:
         """For the hub: look what the monitor tells."""
         for event, value in sockets.events(self.monitor):
@@ -136,7 +143,6 @@ class Listener:
     def _forget(self, peer: Peer | None) -> None:
         if peer:
             peer.lost = peer.lost or "the connection broke"
-            del self._peers[peer.routing_id]
             self.losses.append(LinkLost(peer, peer.lost))
 
 

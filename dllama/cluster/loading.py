@@ -58,7 +58,7 @@ class Loading:
     def _run(self, job: Job, source: Source, team: Team, notify: Callable[[str], None]) -> None:
         act, cache = (tags.BY_NAME[kind.name.lower()] for kind in (job.buffer_type, job.kv_type))
         try:
-            with compiling(job.share.config.weight_type, job.buffer_type, job.kv_type, notify):
+            with compiling(job.share.config, job.buffer_type, job.kv_type, notify):
                 self._made = Forward(source, team, act, cache, job.context, self._tell, job.share.shape)
         except GivenUp:
             pass

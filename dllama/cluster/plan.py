@@ -65,7 +65,7 @@ class Plan:
 
         The nodes wait for the slowest after each segment, so that it is the sum of each segment's slowest.
         """
-        if self.nodes[0].read_speed is None:
+        if any(node.read_speed is None for node in self.nodes):
             return None
         nodes = [self.segment_seconds(share, position) for share in self.shares]
         return sum(max(segment) for segment in zip(*nodes, strict=True))

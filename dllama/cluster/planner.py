@@ -35,8 +35,8 @@ def make_plan(
     context: tokens that the KV caches have room for; None is the model's own
     top_k: likeliest tokens that each node offers to the sampler; 1 is greedy, 0 sends all logits
 
-    Raises PlanError for a node given twice, more nodes than heads, ratios that do not match the nodes, speeds of some
-    nodes only, a context the model does not have, and nodes whose memory does not hold the model.
+    Raises PlanError for a node given twice, more nodes than heads, ratios that do not match the nodes, without ratios
+    speeds of some nodes only, a context the model does not have, and nodes whose memory does not hold the model.
     """
     context = config.seq_len if context is None else context
     weights = _weights(nodes, ratios)
@@ -59,10 +59,11 @@ def _weights(nodes: Sequence[NodeSpec], ratios: Sequence[float] | None) -> Seque
         for name, ratio in zip(names, ratios, strict=True):
             if not 0 < ratio < math.inf:
                 raise PlanError(f"node {name}: its ratio is {ratio:g}, and has to be a number above 0")
+        return ratios
     unknown = [node.name for node in nodes if node.read_speed is None]
     if 0 < len(unknown) < len(nodes):
         raise PlanError(f"the read speed of node {unknown[0]} is not known, and that of others is: give all or none")
-    return ratios or [node.threads if unknown else node.read_speed for node in nodes]
+    return [node.threads if unknown else node.read_speed for node in nodes]
 
 
 STRENGTHS: tuple[Callable[[NodeSpec], float], ...] = (
@@ -124,16 +125,18 @@ class _Planner:
 
     def _near(self, plan: Plan, new: Iterable[NodeSpec]) -> Iterator[Plan]:
         """Plans over these nodes without one or two workers that are the weakest in some respect, with one or two new
-        ones, and both. Two, as even numbers of nodes exchange in fewer messages."""
+        ones, and both. Two, as even numbers of nodes exchange in fewer messages. And plans without any number of those
+        that are the weakest in one respect, as all wait for the slowest of them."""
         workers = plan.nodes[:0:-1]  # of equals the last goes first
-        weakest = dict.fromkeys(min(workers, key=strength) for strength in STRENGTHS if workers)
+        ranks = [sorted(workers, key=strength) for strength in STRENGTHS if workers]
+        weakest = dict.fromkeys(rank[0] for rank in ranks)
         others = [node for node in new if node not in plan.nodes]
-        for gone, added in product(_few(weakest), _few(others)):
-            if gone or added:
-                kept = (node for node in plan.nodes if node not in gone)
-                found = self._try({*kept, *added})
-                if found:
-                    yield found
+        changes = {(frozenset(gone), added) for gone, added in product(_few(weakest), _few(others))}
+        changes |= {(frozenset(rank[:count]), ()) for rank in ranks for count in range(1, len(rank) + 1)}
+        for gone, added in changes - {(frozenset(), ())}:
+            found = self._try({*(node for node in plan.nodes if node not in gone), *added})
+            if found:
+                yield found
 
     def _reason(self, plan: Plan, node: NodeSpec) -> str:
         """Why a plan is better off without a node."""

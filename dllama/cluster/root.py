@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from weakref import WeakSet
 
@@ -83,7 +84,7 @@ class ClusterEngine:
         self._member: Member | None = None  # None: the nodes have to be made ready
         try:
             self._recruit(settings.workers, settings.connect_timeout, strict=True)
-            self._spec = NodeSpec("root", read_speed(team), available_bytes(), team.nthreads)
+            self._spec = NodeSpec("root", None, available_bytes(), team.nthreads)
             self._digest = model_digest(model, partial(progress, "reading the model"))
             try:
                 self._start()
@@ -236,18 +237,24 @@ class ClusterEngine:
     def _planned(self) -> Plan:
         """The plan for the workers at hand. Raises PlanError, ClusterError."""
         buffer_type, kv_type = self._types
-        nodes = [self._spec, *(worker.spec for worker in self._recruits)]
-        plan = partial(make_plan, self.config, nodes, context=self.context, buffer_type=buffer_type, kv_type=kv_type)
+        types = {"buffer_type": buffer_type, "kv_type": kv_type}
+        ratios = self._ratios()
         try:
-            return plan(self._ratios())
+            return make_plan(self.config, self._nodes(ratios is None), ratios, context=self.context, **types)
         except PlanError:
             if not self._lost:
                 raise
-        try:
-            return plan()  # rather with other ratios than not at all
+        try:  # rather with other ratios than not at all
+            return make_plan(self.config, self._nodes(True), context=self.context, **types)
         except PlanError as error:
             lost = ", ".join(self._lost)
             raise ClusterError(f"worker {lost} is lost, and the rest cannot hold the model: {error}") from None
+
+    def _nodes(self, by_speed: bool) -> list[NodeSpec]:
+        """The nodes at hand. To measure this one's speed takes a while, and is left until shares go by speed."""
+        if by_speed and self._spec.read_speed is None:
+            self._spec = replace(self._spec, read_speed=read_speed(self._team))
+        return [self._spec, *(worker.spec for worker in self._recruits)]
 
     def _ratios(self) -> Sequence[float] | None:
         """The user's, for the nodes at hand."""

@@ -1,22 +1,22 @@
 """What one node holds of a model, down to the rows and columns of every tensor."""
 
-from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 from dllama.cluster.deal import kv_heads_of
 from dllama.cluster.node import NodeSpec
 from dllama.engine.memory import RUNTIME_BYTES, kv_bytes_per_token
 from dllama.engine.shape import NodeShape
-from dllama.formats import FloatType, ModelConfig, TensorInfo, tensor_layout
+from dllama.formats import FloatType, ModelConfig, TensorInfo, tensor_kinds
 from dllama.formats.blocks import BLOCK
 
 SEGMENTS = {
     **dict.fromkeys(("attention_norm", "q", "k", "v", "q_norm", "k_norm", "o"), "attention"),
-    **dict.fromkeys(("ffn_norm", "w1", "w2", "w3"), "ffn"),
+    **dict.fromkeys(("ffn_norm", "router", "w1", "w2", "w3"), "ffn"),
     **dict.fromkeys(("final_norm", "output"), "output"),
 }
-"""What of a step reads a tensor. Of the embedding a step reads one row a token."""
+"""What of a step reads a kind of tensor. Of the embedding a step reads one row a token."""
 
 
 class Slice(NamedTuple):
@@ -37,7 +37,7 @@ class Share:
     node: NodeSpec
     is_root: bool  # the root alone holds the embedding and samples
     heads: range  # query heads
-    ffn_blocks: range  # blocks of 32 hidden values, the last one short where hidden_dim is no multiple
+    ffn_blocks: range  # blocks of 32 hidden values, of each expert's if there are; the last one may be short
     vocab: range  # rows of the output matrix
     sum_blocks: range  # blocks of 32 of the residual stream that it sums in a reduce-scatter
 
@@ -54,8 +54,8 @@ class Share:
 
     @property
     def hidden(self) -> range:
-        """Its hidden values: rows of w1 and w3, columns of w2."""
-        return _values(self.ffn_blocks, self.config.hidden_dim)
+        """Its hidden values: rows of w1 and w3, columns of w2, the same of every expert."""
+        return _values(self.ffn_blocks, self.config.ffn_dim)
 
     @property
     def sums(self) -> range:
@@ -71,11 +71,11 @@ class Share:
 
     @cached_property
     def slices(self) -> dict[str, Slice]:
-        """Its slice of each tensor, by the tensor's name and the same in every layer; the norms are held whole.
+        """Its slice of each kind of tensor, the same in every layer; norms and routers are held whole.
 
         Column slices of quantised tensors begin and end between blocks. Only the root has rows of the embedding.
         """
-        return {tensor.name: self._slice(tensor) for tensor, _ in _tensors(self.config)}
+        return {kind.tensor.name: self._slice(kind.tensor) for kind in tensor_kinds(self.config)}
 
     def _slice(self, tensor: TensorInfo) -> Slice:
         heads, kv_heads = self._head_values(self.heads), self._head_values(self.kv_heads)
@@ -96,16 +96,20 @@ class Share:
     def segment_bytes(self) -> dict[str, int]:
         """Bytes of weights that one token reads in "attention", "ffn" (both of all layers) and "output"."""
         sizes = dict.fromkeys(SEGMENTS.values(), 0)
-        for tensor, count in _tensors(self.config):
+        for tensor, _, active in tensor_kinds(self.config):
             if tensor.name in SEGMENTS:
-                rows, columns = self.slices[tensor.name]
-                sizes[SEGMENTS[tensor.name]] += count * len(rows) * tensor.float_type.row_bytes(len(columns))
+                sizes[SEGMENTS[tensor.name]] += active * self._slice_bytes(tensor)
         return sizes
 
-    @property
+    @cached_property
     def weight_bytes(self) -> int:
         """Bytes of all that it holds but the embedding, which the root reads where its file is mapped."""
-        return sum(self.segment_bytes.values())
+        kinds = tensor_kinds(self.config)
+        return sum(count * self._slice_bytes(tensor) for tensor, count, _ in kinds if tensor.name in SEGMENTS)
+
+    def _slice_bytes(self, tensor: TensorInfo) -> int:
+        rows, columns = self.slices[tensor.name]
+        return len(rows) * tensor.float_type.row_bytes(len(columns))
 
     def kv_bytes_per_position(self, kv_type: FloatType) -> int:
         """Bytes that one token takes in its KV caches, all layers together."""
@@ -123,10 +127,3 @@ class Share:
 
 def _values(blocks: range, end: int) -> range:
     return range(min(blocks.start * BLOCK, end), min(blocks.stop * BLOCK, end))
-
-
-@lru_cache(maxsize=4)
-def _tensors(config: ModelConfig) -> tuple[tuple[TensorInfo, int], ...]:
-    """One tensor of each name, and how many of it the model has."""
-    one_layer = tensor_layout(replace(config, n_layers=1))
-    return tuple((tensor, 1 if tensor.layer is None else config.n_layers) for tensor in one_layer)

@@ -20,8 +20,9 @@ ALIGN = 64
 class SliceLayout:
     """The stream of bytes that a share's tensors make, all but the embedding, in the order of the model file.
 
-    Each tensor is contiguous, row-major ``[rows, row_bytes]`` of its slice, norms are whole, and zeros fill the gaps
-    before multiples of ALIGN. The worker keeps it as it comes; equal shares of equal models give equal streams.
+    Each tensor is contiguous, row-major ``[rows, row_bytes]`` of its slice, norms and routers are whole, and zeros fill
+    the gaps before multiples of ALIGN. The worker keeps it as it comes; equal shares of equal models give equal
+    streams.
 
     share: Share;  tensors: those of the slice, with their shapes in the slice and offsets in the stream, some of them
     empty where nodes are many;  nbytes: length of the stream
@@ -33,7 +34,7 @@ class SliceLayout:
         for whole in tensor_layout(share.config):
             if whole.name == "embedding":
                 continue
-            rows, columns = share.slices[whole.name]
+            rows, columns = share.slices[whole.kind]
             start = -(-end // ALIGN) * ALIGN
             tensors.append(replace(whole, rows=len(rows), columns=len(columns), offset=start))
             end = start + tensors[-1].nbytes
@@ -101,7 +102,7 @@ class ModelSlice(_Slice):
 
     def release(self, name: str, layer: int | None = None) -> None:
         """Let go of the mapped pages; they are read again if they are touched."""
-        self.model.release(name, layer, self.layout.share.slices[name].rows)
+        self.model.release(name, layer, self.layout.share.slices[self.info(name, layer).kind].rows)
 
 
 class StoredSlice(_Slice):
@@ -176,12 +177,12 @@ def _gather(model: ModelFile, share: Share, info: TensorInfo, first: int, out: n
         source = source[head > 0 :]
         out[head:tail].reshape(whole, info.row_bytes)[:] = source[:whole]
         out[tail:] = source[-1:, : len(out) - tail].ravel()
-    offset = share.slices[info.name].rows.start
+    offset = share.slices[info.kind].rows.start
     model.release(info.name, info.layer, range(offset + rows.start, offset + rows.stop))
 
 
 def _stored(model: ModelFile, share: Share, whole: TensorInfo) -> np.ndarray:
     """The slice of one of the model's tensors: a uint8 [rows, row_bytes] view."""
-    rows, columns = share.slices[whole.name]
+    rows, columns = share.slices[whole.kind]
     first, end = (whole.float_type.row_bytes(column) for column in (columns.start, columns.stop))
     return model.raw(whole.name, whole.layer)[rows.start : rows.stop, first:end]

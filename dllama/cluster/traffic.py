@@ -30,9 +30,12 @@ MESSAGE_BYTES = 96
 """What surrounds a message's payload, rounded up: a header of a dozen bytes, two frames' lengths (2 and 9 bytes in
 ZMTP), and CurveZMQ's nonce, tag and command name (33 bytes a frame)."""
 
-MESSAGE_SECONDS = 25e-6
-"""CPU time to send a message or to take one in (`bench.exchange`: 53 µs for both, AMD Zen 4, in the clear). Weaker CPUs
-take longer, but on them everything else does too."""
+MESSAGE_SECONDS, AT_SPEED = 25e-6, 28e9
+"""CPU time to send a message or to take one in (`bench.exchange`: 53 µs for both, AMD Zen 4, in the clear), and the read
+speed of the machine where it takes so long, in bytes a second."""
+
+SLOWEST = 10
+"""How many times as long it takes on the slowest devices."""
 
 CANDIDATE_BYTES = 8
 """A token id and its logit."""
@@ -97,12 +100,18 @@ def seconds(round: Round, nodes: Sequence[NodeSpec]) -> float:
     """How long a round takes."""
     return max(
         (
-            node.latency + max(moved) / node.bandwidth + messages * MESSAGE_SECONDS
+            node.latency + max(moved) / node.bandwidth + messages * message_seconds(node)
             for node, moved, messages in zip(nodes, *round, strict=True)
             if messages
         ),
         default=0.0,
     )
+
+
+def message_seconds(node: NodeSpec) -> float:
+    """CPU time that a message takes a node: a device that works through weights more slowly is taken to be as much
+    slower at this, within bounds. MESSAGE_SECONDS where its speed is not known."""
+    return MESSAGE_SECONDS * (min(AT_SPEED / node.read_speed, SLOWEST) if node.read_speed else 1)
 
 
 def vector_bytes(values: int, buffer_type: FloatType) -> int:

@@ -49,7 +49,7 @@ from dllama.cluster.traffic import Form
 from dllama.engine.candidates import MAX_RECENT
 from dllama.errors import DllamaError
 from dllama.formats.blocks import FloatType
-from dllama.formats.config import MAX_DIM, MAX_SEQ_LEN, MAX_VOCAB, Activation, Arch, ModelConfig, RopeType
+from dllama.formats.config import MAX_DIM, MAX_EXPERTS, MAX_SEQ_LEN, MAX_VOCAB, Activation, Arch, ModelConfig, RopeType
 
 PROTOCOL = 1
 """Changes with any message; nodes of different protocols refuse each other."""
@@ -104,6 +104,8 @@ PLAN: dict[str, Checker] = {
             "rope_scaling_orig_seq_len": integer(0, MAX_SEQ_LEN),
             "weight_type": one_of(*FloatType),
             "activation": one_of(*Activation),
+            **dict.fromkeys(("n_experts", "n_active_experts"), integer(0, MAX_EXPERTS)),
+            "moe_hidden_dim": integer(0, MAX_DIM),
         }
     ),
     "index": INDEX,  # the receiver's, among the nodes; the root's is 0

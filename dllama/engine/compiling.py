@@ -5,22 +5,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from dllama.errors import FileError
-from dllama.formats import FloatType
+from dllama.formats import FloatType, ModelConfig
 from dllama.formats.files import reason
-from dllama.kernels import jit, tags
+from dllama.kernels import jit
 
 
 @contextmanager
 def compiling(
-    weight_type: FloatType, buffer_type: FloatType, kv_type: FloatType, notify: Callable[[str], None]
+    config: ModelConfig, buffer_type: FloatType, kv_type: FloatType, notify: Callable[[str], None]
 ) -> Iterator[None]:
-    """The block makes a `Forward` for these formats. Raises FileError where its kernels cannot be stored.
+    """The block makes a `Forward` for such a model. Raises FileError where its kernels cannot be stored.
 
     Several processes that need the same kernels wait for the first of them to compile: a machine's local workers would
     else compile side by side, and take as many times as long.
     """
-    formats = [tags.BY_NAME[kind.name.lower()] for kind in (weight_type, buffer_type, kv_type)]
-    if jit.is_compiled(*formats):
+    forms = [kind.name.lower() for kind in (config.weight_type, buffer_type, kv_type)]
+    if config.arch.has_experts:
+        forms.append("experts")
+    if jit.is_compiled(*forms):
         yield
         return
     often = "once" if jit.KEEPS else f"at every start, for {jit.CACHE} cannot be written (set NUMBA_CACHE_DIR)"
@@ -30,7 +32,7 @@ def compiling(
             yield
     except OSError as error:
         raise FileError(jit.CACHE, f"the compiled kernels cannot be stored: {reason(error)}") from None
-    jit.mark_compiled(*formats)
+    jit.mark_compiled(*forms)
 
 
 @contextmanager

@@ -6,21 +6,21 @@ each seeing the positions of its own sequence up to its own, those of the same c
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from dllama.engine import rope
+from dllama.engine import experts, rope
 from dllama.engine.interface import Row
 from dllama.engine.kv_cache import KVCache
+from dllama.engine.segments import run_segments
 from dllama.engine.shape import NodeShape
-from dllama.engine.stages import ROW, STEP, run_segments
+from dllama.engine.stages import ROW, STEP, TILE
 from dllama.engine.weights import Source, Weights, padded
 from dllama.errors import ModelError
 from dllama.formats import Activation, RopeType
-from dllama.kernels import dot, packed, tags
+from dllama.kernels import tags
 from dllama.kernels.attention import HEADS, cache_row_bytes
 from dllama.kernels.elementwise import acts_stride
 from dllama.kernels.jit import compiled
@@ -67,12 +67,13 @@ class Forward:
         self._embedding = source.f32("embedding") if shape is None else None
         self.weights = Weights(source, act, team, progress)
         self._formats = self.weights.tag, act, cache
+        self._layers = self.weights.layers, self.weights.experts
         self._frequencies = rope.frequencies(self.config)
         self._step = np.zeros(1, STEP)
         self._buffers = []
         self._logits = None
         self._allocate(act)
-        args = *self._formats, self._step, self.weights.layers, np.zeros(1, ROW)
+        args = *self._formats, self._step, *self._layers, np.zeros(1, ROW)
         self._run_segments = compiled(run_segments, 0, *args, 0, 0)
 
     def sequence(self) -> KVCache:
@@ -102,7 +103,7 @@ class Forward:
         angles = np.outer([place.position for place in places], self._frequencies)
         np.cos(angles, out=self._cos[: len(places)], casting="same_kind")
         np.sin(angles, out=self._sin[: len(places)], casting="same_kind")
-        args = *self._formats, self._step, self.weights.layers, table
+        args = *self._formats, self._step, *self._layers, table
         last = 2 * self.config.n_layers
         self._step["gated"] = exchange is not None
         if exchange is None:
@@ -148,17 +149,22 @@ class Forward:
         c, n, w, step = self.config, self.shape, self.weights, self._step[0]
         q_dim, kv_dim = n.n_heads * c.head_dim, n.n_kv_heads * c.head_dim
 
-        def buffer(name: str, columns: int, stride: str | None = None) -> np.ndarray:
-            array, step[name], width = self._floats(MAX_ROWS, max(columns, 1))
+        def buffer(name: str, columns: int, stride: str | None = None, rows: int = MAX_ROWS) -> np.ndarray:
+            array, step[name], width = self._floats(rows, max(columns, 1))
             if stride:
                 step[stride] = width
             self._buffers.append(array)
             return array
 
-        def acts(name: str, columns: int) -> None:
-            stride = acts_stride(w.tag, act, columns)
-            array = self._zeros(_tiled(MAX_ROWS) * stride)
-            step[f"{name}_acts"], step[f"{name}_stride"] = array.ctypes.data, stride
+        def acts(name: str, columns: int, stride: str, rows: int = MAX_ROWS) -> None:
+            step[stride] = acts_stride(w.tag, act, columns)
+            array = self._zeros(_tiled(rows) * int(step[stride]))
+            step[name] = array.ctypes.data
+            self._buffers.append(array)
+
+        def numbers(name: str, count: int) -> None:
+            array = self._zeros(8 * count)
+            step[name] = array.ctypes.data
             self._buffers.append(array)
 
         step["sync"], step["threads"] = self.team.sync, self.team.nthreads
@@ -177,12 +183,23 @@ class Forward:
         buffer("qkv", padded(q_dim) + 2 * padded(kv_dim), "qkv_stride")
         buffer("queries", n.n_heads * padded(c.head_dim), "queries_stride")
         buffer("attention", q_dim, "attention_stride")
-        buffer("hidden", 2 * padded(n.hidden_dim), "hidden_row_stride")
         self._cos = buffer("cos", c.head_dim // 2, "rope_stride")[:, : c.head_dim // 2]
         self._sin = buffer("sin", c.head_dim // 2)[:, : c.head_dim // 2]
-        acts("dim", c.dim)
-        acts("q", q_dim)
-        acts("hidden", n.hidden_dim)
+        acts("dim_acts", c.dim, "dim_stride")
+        acts("q_acts", q_dim, "q_stride")
+        hidden_rows = MAX_ROWS
+        if c.arch.has_experts:
+            step["experts"], step["active"] = c.n_experts, c.n_active_experts
+            hidden_rows = experts.most_places(MAX_ROWS, c.n_experts, c.n_active_experts)
+            buffer("router_logits", c.n_experts, "router_stride")
+            buffer("mix", c.n_active_experts, "mix_stride")
+            numbers("chosen", MAX_ROWS * c.n_active_experts)
+            numbers("counts", c.n_experts)
+            numbers("groups", experts.GROUP * c.n_experts)
+            acts("expert_acts", c.dim, "dim_stride", hidden_rows)
+            buffer("expert_out", c.dim, rows=hidden_rows)
+        buffer("hidden", 2 * padded(n.hidden_dim), "hidden_row_stride", hidden_rows)
+        acts("hidden_acts", n.hidden_dim, "hidden_stride", hidden_rows)
 
         head = 4 * padded(c.head_dim)
         step["heads_out"] = _aligned(head)
@@ -200,5 +217,4 @@ def _aligned(nbytes: int) -> int:
 
 def _tiled(rows: int) -> int:
     """Rows rounded up to what the products work on at once."""
-    tile = math.lcm(dot.TOKENS, packed.TOKENS)
-    return -(-rows // tile) * tile
+    return -(-rows // TILE) * TILE

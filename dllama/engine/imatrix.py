@@ -2,17 +2,19 @@
 
 A forward pass that stops between segments leaves the inputs of their products in its buffers, as floats: after an
 attention segment those of q, k, v and of o, after an FFN segment those of w1, w3 and of w2, after the output rows
-those of the output matrix.
+those of the output matrix. An expert's matrices are measured over the tokens that chose it.
 """
 
 import ctypes
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from dllama.engine.experts import GROUP
 from dllama.engine.forward import MAX_ROWS, Forward, Place
 from dllama.errors import ModelError
-from dllama.formats import ModelFile
+from dllama.formats import ModelFile, expert_name
 from dllama.formats.imatrix import Key
 from dllama.kernels import tags
 from dllama.kernels.team import Team
@@ -42,11 +44,12 @@ class Recorder(Forward):
     ):
         known = {name for segment in (ATTENTION, FEED_FORWARD, OUTPUT) for names in segment.values() for name in names}
         for info in model.tensors():
-            if not info.is_vector and info.name != "embedding" and info.name not in known:
+            if not info.is_whole and info.name != "embedding" and info.kind not in known:
                 raise ModelError(f"{model.path}: the importance of {info.name}'s columns cannot be measured")
         super().__init__(model, team, act, cache, context, progress)
         self.tokens = 0
         self._squares: dict[Key, np.ndarray] = {}
+        self._counts: Counter[Key] = Counter()
 
     def record(self, tokens: Sequence[int]) -> None:
         """Runs tokens that follow one another, from position 0 on; at most as many as the context holds."""
@@ -63,8 +66,14 @@ class Recorder(Forward):
             self.tokens += len(batch)
 
     def means(self) -> dict[Key, np.ndarray]:
-        """The mean square of each input column over all tokens: float32 [columns] for each matrix."""
-        means = {key: (squares / self.tokens).astype(np.float32) for key, squares in self._squares.items()}
+        """The mean square of each input column over all tokens: float32 [columns] for each matrix.
+
+        Of an expert that no token chose nothing is known: all columns count alike, as 1.
+        """
+        means = {key: (squares / self._counts[key]).astype(np.float32) for key, squares in self._squares.items()}
+        for info in self.source.tensors():
+            if info.expert is not None and (info.name, info.layer) not in means:
+                means[info.name, info.layer] = np.ones(info.columns, np.float32)
         for (name, layer), values in means.items():
             if not np.isfinite(values).all():
                 where = name if layer is None else f"{name} of layer {layer}"
@@ -72,16 +81,33 @@ class Recorder(Forward):
         return means
 
     def _add_segment(self, segment: int, rows: int) -> None:
-        self._add(FEED_FORWARD if segment % 2 else ATTENTION, segment // 2, rows)
+        if segment % 2 and self.config.arch.has_experts:
+            self._add_experts(segment // 2, rows)
+        else:
+            self._add(FEED_FORWARD if segment % 2 else ATTENTION, segment // 2, rows)
+
+    def _add_experts(self, layer: int, rows: int) -> None:
+        """Adds what met each expert: the rows that chose it, and the hidden values at its places."""
+        step = self._step[0]
+        chosen = self._integers("chosen", rows, self.config.n_active_experts)
+        inputs, hidden = self._rows("norm_out", rows), self._rows("hidden", int(step["places"]))
+        for expert, first, count in self._integers("groups", int(step["n_groups"]), GROUP):
+            chose = ((chosen >= first) & (chosen < first + count)).any(axis=1)
+            for buffer, values in (("norm_out", inputs[chose]), ("hidden", hidden[first : first + count])):
+                self._add_squares([(expert_name(name, expert), layer) for name in FEED_FORWARD[buffer]], values)
 
     def _add(self, inputs: dict[str, tuple[str, ...]], layer: int | None, rows: int) -> None:
         """Adds what the buffers hold for the matrices of a segment."""
         for buffer, names in inputs.items():
-            columns = self.source.info(names[0], layer).columns
-            squares = np.square(self._rows(buffer, rows)[:, :columns], dtype=np.float64).sum(axis=0)
-            for name in names:
-                key = name, layer
-                self._squares[key] = self._squares.get(key, 0) + squares
+            self._add_squares([(name, layer) for name in names], self._rows(buffer, rows))
+
+    def _add_squares(self, keys: Sequence[Key], values: np.ndarray) -> None:
+        """Adds inputs, float32 [rows, padded columns], that matrices of one width have in common."""
+        columns = self.source.info(*keys[0]).columns
+        squares = np.square(values[:, :columns], dtype=np.float64).sum(axis=0)
+        for key in keys:
+            self._squares[key] = self._squares.get(key, 0) + squares
+            self._counts[key] += len(values)
 
     def _rows(self, buffer: str, rows: int) -> np.ndarray:
         """The first rows of a buffer of the step: float32 [rows, padded columns]."""
@@ -89,3 +115,8 @@ class Recorder(Forward):
         width = int(step[STRIDES[buffer]]) // 4
         memory = (ctypes.c_float * (rows * width)).from_address(int(step[buffer]))
         return np.frombuffer(memory, np.float32).reshape(rows, width)
+
+    def _integers(self, buffer: str, rows: int, columns: int) -> np.ndarray:
+        """The first numbers of a buffer of the step: int64 [rows, columns]."""
+        memory = (ctypes.c_int64 * (rows * columns)).from_address(int(self._step[0][buffer]))
+        return np.frombuffer(memory, np.int64).reshape(rows, columns)

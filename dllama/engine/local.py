@@ -34,7 +34,7 @@ class LocalEngine:
         memory.require(model.config, context, kv_type, model.path)
         self.config, self.context = model.config, context
         act, cache = (tags.BY_NAME[kind.name.lower()] for kind in (buffer_type, kv_type))
-        with compiling(model.config.weight_type, buffer_type, kv_type, notify):
+        with compiling(model.config, buffer_type, kv_type, notify):
             loaded = partial(progress, "loading weights")
             self._forward = Forward(model, team, act, cache, context, loaded)
         self.cost = ()

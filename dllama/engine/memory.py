@@ -11,7 +11,7 @@ from pathlib import Path
 from dllama.errors import DllamaError, OutOfMemoryError
 from dllama.formats.blocks import BLOCK, FloatType
 from dllama.formats.config import ModelConfig
-from dllama.formats.layout import tensor_layout
+from dllama.formats.layout import tensor_kinds
 
 # Python, numpy, numba, LLVM, the compiled kernels and the buffers of one batch.
 RUNTIME_BYTES = 150_000_000
@@ -35,12 +35,12 @@ def needed_bytes(config: ModelConfig, context: int, kv_type: FloatType, nodes: i
 
     Weights count once: those packed for the kernels take the place of the file's pages, which are let go, and the
     others are used where the file is mapped. Of the embedding only the rows that a full context can touch are read.
-    Over several nodes every matrix is split evenly, norms are not.
+    Over several nodes every matrix is split evenly; norms and routers are not.
     """
     weights = min(config.vocab_size, context) * FloatType.F32.row_bytes(config.dim)
-    for tensor in tensor_layout(config):
+    for tensor, count, _ in tensor_kinds(config):
         if tensor.name != "embedding":
-            weights += tensor.nbytes if tensor.is_vector else -(-tensor.nbytes // nodes)
+            weights += count * (tensor.nbytes if tensor.is_whole else -(-tensor.nbytes // nodes))
     return weights + context * kv_bytes_per_token(config, kv_type, nodes) + RUNTIME_BYTES
 
 

@@ -14,10 +14,10 @@ class NodeShape:
     n_heads: int
     n_kv_heads: int
     group_start: int
-    hidden_dim: int
+    hidden_dim: int  # of the feed-forward network, or of each expert
     vocab_size: int
 
     @classmethod
     def whole(cls, config: ModelConfig) -> NodeShape:
         """All of a model."""
-        return cls(config.n_heads, config.n_kv_heads, 0, config.hidden_dim, config.vocab_size)
+        return cls(config.n_heads, config.n_kv_heads, 0, config.ffn_dim, config.vocab_size)

@@ -1,27 +1,27 @@
-"""The forward pass, compiled: what every thread of a team runs between two exchanges.
+"""The stages of the forward pass, compiled: what every thread of a team runs between two barriers.
 
-A layer has two **segments**, and an exchange belongs after each: the attention segment turns the residual stream into
-this node's part of the attention output, the FFN segment into its part of the FFN output; with several nodes the parts
-are summed before the next segment adds them to the stream. Segment 2·l is the attention of layer l, 2·l + 1 its FFN,
-2·n_layers the output rows. On one node a whole step is one call of every thread. With several nodes the helpers still
-make one call, but stop at a gate before each segment until the leading thread, which comes back from its call to
-exchange the parts, calls again for the next.
-
-Within a segment the stages below follow one another, a barrier after each. A stage shares its items out by tickets.
-All sizes and addresses come in one record, so that a call costs little: see ``STEP``, ``LAYER`` and ``ROW``.
+A stage shares its items out by tickets and has a barrier at its end. All sizes and addresses come in one record, so
+that a call costs little: see ``STEP``, ``LAYER`` and ``ROW``. `segments` says which stages make a segment, `experts`
+has those of a mixture of experts.
 """
+
+import math
 
 import numpy as np
 
+from dllama.kernels import dot, packed, router
 from dllama.kernels.attention import HEADS, attend
 from dllama.kernels.dot import multiply_rows
 from dllama.kernels.elementwise import add, copy, floats, gelu_times, rms_norm, silu_times, to_acts, to_cache
 from dllama.kernels.jit import jit
 from dllama.kernels.packed import ROWS, multiply_packed, uses_packed
-from dllama.kernels.team import gate, meet, take
+from dllama.kernels.team import meet, take
 
 ITEM_BYTES = 64 << 10
 """Weights that one ticket of a product stands for: long enough to stream, short enough to share out evenly."""
+
+TILE = math.lcm(dot.TOKENS, packed.TOKENS, router.TOKENS)
+"""Rows that products of more than one row work on at once: of inputs and outputs there is room for a multiple of it."""
 
 
 def _record(**fields):
@@ -40,6 +40,8 @@ STEP = _record(
     x_stride qkv_stride queries_stride attention_stride hidden_row_stride logits_stride
     cos sin rope_stride
     scratch scratch_stride heads_out scores scores_stride
+    experts active router_logits router_stride chosen mix mix_stride counts groups
+    expert_acts expert_out n_groups places
     final_norm output
     cache_row
     """,
@@ -58,10 +60,16 @@ head padded; hidden: gate, then up, each padded; *_acts: inputs of the products;
 scratch: each thread's own memory: a padded head; at the offset ``heads_out`` HEADS of them; at ``scores`` what
 ``attend`` asks for.
 cache_row: bytes of a head's key or value at one position.
+experts, active: of a mixture, in each layer and for each row; hidden_dim then is an expert's, and hidden and its acts
+have a row for each place; the rest of that line and of the next is told in `experts`.
 """
 
-LAYER = _record(i8="q k v o w1 w2 w3 q_norm k_norm attention_norm ffn_norm")
-"""Addresses of a layer's tensors; norms are padded float32. q_norm and k_norm are 0 where the model has none."""
+LAYER = _record(i8="q k v o w1 w2 w3 router q_norm k_norm attention_norm ffn_norm")
+"""Addresses of a layer's tensors; norms are padded float32. 0 stands for what the model has not: q_norm and k_norm, a
+router, or in a layer with one w1, w2 and w3."""
+
+EXPERT = _record(i8="w1 w2 w3")
+"""Addresses of an expert's matrices."""
 
 ROW = _record(i8="position keys values layer_stride head_stride wanted")
 """One row of the batch: its position, the addresses of its sequence's caches and their strides in bytes. ``wanted``:
@@ -69,79 +77,19 @@ for the first logit_rows rows, the row of the batch whose logits go there."""
 
 
 @jit(inline=True)
-def _padded(n):
+def whole_blocks(n):
+    """n values and the zeros after them, up to a multiple of 32."""
     return (n + 31) // 32 * 32
 
 
-@jit
-def run_segments(thread, weight, act, cache, step, layers, rows, first, last):
-    """Segments ``first`` up to ``last``; every thread of the team calls it with its own number."""
-    s = step[0]
-    base = 0
-    for segment in range(first, last):
-        if s.gated:
-            base = 0
-            if gate(thread, s.sync, s.threads):
-                return
-        if segment == 2 * len(layers):
-            base = _output(thread, base, weight, act, s, rows)
-        elif segment % 2 == 0:
-            base = _attention(thread, base, weight, act, cache, s, layers[segment // 2], rows, segment)
-        else:
-            base = _feed_forward(thread, base, weight, act, s, layers[segment // 2])
+@jit(inline=True)
+def row_parts(s, rows, blocks):
+    """Items that a row of so many blocks makes: one, but several where rows are few."""
+    return 1 if rows >= 2 * s.threads else min(2 * s.threads, blocks)
 
 
 @jit
-def _attention(thread, base, weight, act, cache, s, layer, rows, segment):
-    query_width, kv_width = s.heads * s.head_dim, s.kv_heads * s.head_dim
-    base = _norm(thread, base, weight, act, s, layer.attention_norm, segment > 0)
-    base = _product(
-        thread, base, weight, act, s, s.dim, s.dim_bytes, s.dim_acts, s.dim_stride, s.rows,
-        layer.q, query_width, layer.k, kv_width, layer.v, kv_width, s.qkv, s.qkv_stride,
-    )  # fmt: skip
-    base = _rotate(thread, base, cache, s, layer, rows, segment // 2)
-    base = _attend(thread, base, cache, s, rows, segment // 2)
-    base = _convert(thread, base, weight, act, s, s.attention, s.attention_stride, query_width, s.q_acts, s.q_stride)
-    return _product(
-        thread, base, weight, act, s, query_width, s.q_bytes, s.q_acts, s.q_stride, s.rows,
-        layer.o, s.dim, layer.o, 0, layer.o, 0, s.y, s.x_stride,
-    )  # fmt: skip
-
-
-@jit
-def _feed_forward(thread, base, weight, act, s, layer):
-    base = _norm(thread, base, weight, act, s, layer.ffn_norm, True)
-    base = _product(
-        thread, base, weight, act, s, s.dim, s.dim_bytes, s.dim_acts, s.dim_stride, s.rows,
-        layer.w1, s.hidden_dim, layer.w3, s.hidden_dim, layer.w1, 0, s.hidden, s.hidden_row_stride,
-    )  # fmt: skip
-    base = _activate(thread, base, weight, act, s)
-    return _product(
-        thread, base, weight, act, s, s.hidden_dim, s.hidden_bytes, s.hidden_acts, s.hidden_stride, s.rows,
-        layer.w2, s.dim, layer.w2, 0, layer.w2, 0, s.y, s.x_stride,
-    )  # fmt: skip
-
-
-@jit
-def _output(thread, base, weight, act, s, rows):
-    item = take(s.sync, base)
-    while item < s.logit_rows:
-        x = s.x + rows[item].wanted * s.x_stride
-        out = s.norm_out + item * s.x_stride
-        add(x, s.y + rows[item].wanted * s.x_stride, s.dim)
-        rms_norm(x, s.final_norm, out, s.dim, s.epsilon)
-        to_acts(weight, act, out, s.dim_acts + item * s.dim_stride, 0, _padded(s.dim) // 32)
-        item = take(s.sync, base)
-    meet(s.sync, s.threads)
-    base += s.logit_rows + s.threads
-    return _product(
-        thread, base, weight, act, s, s.dim, s.dim_bytes, s.dim_acts, s.dim_stride, s.logit_rows,
-        s.output, s.vocab, s.output, 0, s.output, 0, s.logits, s.logits_stride,
-    )  # fmt: skip
-
-
-@jit
-def _norm(thread, base, weight, act, s, norm, pending):
+def norm(thread, base, weight, act, s, norm, pending):
     """x += y where a sum is pending; the norm of x as the input of the next product."""
     item = take(s.sync, base)
     while item < s.rows:
@@ -149,30 +97,30 @@ def _norm(thread, base, weight, act, s, norm, pending):
         if pending:
             add(x, s.y + item * s.x_stride, s.dim)
         rms_norm(x, norm, out, s.dim, s.epsilon)
-        to_acts(weight, act, out, s.dim_acts + item * s.dim_stride, 0, _padded(s.dim) // 32)
+        to_acts(weight, act, out, s.dim_acts + item * s.dim_stride, 0, whole_blocks(s.dim) // 32)
         item = take(s.sync, base)
     meet(s.sync, s.threads)
     return base + s.rows + s.threads
 
 
 @jit
-def _convert(thread, base, weight, act, s, source, source_stride, width, acts, acts_stride):
+def convert(thread, base, weight, act, s, source, source_stride, width, acts, acts_stride):
     """Rows of floats as the input of the next product."""
     item = take(s.sync, base)
     while item < s.rows:
-        to_acts(weight, act, source + item * source_stride, acts + item * acts_stride, 0, _padded(width) // 32)
+        to_acts(weight, act, source + item * source_stride, acts + item * acts_stride, 0, whole_blocks(width) // 32)
         item = take(s.sync, base)
     meet(s.sync, s.threads)
     return base + s.rows + s.threads
 
 
 @jit
-def _activate(thread, base, weight, act, s):
-    """gate = act(gate)·up, as the input of the next product; a row is shared out where there are few."""
-    blocks = _padded(s.hidden_dim) // 32
-    parts = 1 if s.rows >= 2 * s.threads else min(2 * s.threads, blocks)
+def activate(thread, base, weight, act, s, rows):
+    """gate = act(gate)·up for some rows of hidden values, as the input of the next product."""
+    blocks = whole_blocks(s.hidden_dim) // 32
+    parts = row_parts(s, rows, blocks)
     item = take(s.sync, base)
-    while item < s.rows * parts:
+    while item < rows * parts:
         row, part = item // parts, item % parts
         first, last = blocks * part // parts, blocks * (part + 1) // parts
         gate = s.hidden + row * s.hidden_row_stride
@@ -184,40 +132,51 @@ def _activate(thread, base, weight, act, s):
         to_acts(weight, act, gate, s.hidden_acts + row * s.hidden_stride, first, last)
         item = take(s.sync, base)
     meet(s.sync, s.threads)
-    return base + s.rows * parts + s.threads
+    return base + rows * parts + s.threads
 
 
 @jit
-def _product(
+def product(
     thread, base, weight, act, s, columns, w_stride, acts, acts_stride, tokens,
     w0, rows0, w1, rows1, w2, rows2, out, out_stride,
 ):  # fmt: skip
     """out[t] = w0·x[t], w1·x[t], w2·x[t] side by side, each padded to 32, for up to three matrices of one width."""
-    packed = uses_packed(weight, act)
-    chunk = max(ITEM_BYTES // max(w_stride * tokens, 1), 1)  # a node may have no hidden values, rows of 0 bytes
-    chunk = min(chunk, (rows0 + rows1 + rows2) // (s.threads * 8))
-    chunk = max((chunk + ROWS - 1) // ROWS, 1) * ROWS
+    chunk = rows_of_item(s, w_stride, tokens, rows0 + rows1 + rows2)
     items0, items1, items2 = -(-rows0 // chunk), -(-rows1 // chunk), -(-rows2 // chunk)
     items = items0 + items1 + items2
     item = take(s.sync, base)
     while item < items:
-        if item < items0:
-            w, first, end, offset = w0, item * chunk, rows0, 0
-        elif item < items0 + items1:
-            w, first, end, offset = w1, (item - items0) * chunk, rows1, _padded(rows0)
-        else:
-            w, first, end, offset = w2, (item - items0 - items1) * chunk, rows2, _padded(rows0) + _padded(rows1)
-        count = min(chunk, end - first)
-        target = out + 4 * (offset + first)
-        source = w + first * w_stride
-        if packed:
-            groups = (count + ROWS - 1) // ROWS
-            multiply_packed(weight, source, groups, columns, acts, acts_stride, tokens, target, out_stride)
-        else:
-            multiply_rows(weight, source, w_stride, count, columns, acts, acts_stride, tokens, target, out_stride)
+        w, first, end, offset = w0, item * chunk, rows0, 0
+        if item >= items0 + items1:
+            w, first, end = w2, (item - items0 - items1) * chunk, rows2
+            offset = whole_blocks(rows0) + whole_blocks(rows1)
+        elif item >= items0:
+            w, first, end, offset = w1, (item - items0) * chunk, rows1, whole_blocks(rows0)
+        multiply(
+            weight, act, w + first * w_stride, w_stride, min(chunk, end - first), columns, acts, acts_stride, tokens,
+            out + 4 * (offset + first), out_stride,
+        )  # fmt: skip
         item = take(s.sync, base)
     meet(s.sync, s.threads)
     return base + items + s.threads
+
+
+@jit(inline=True)
+def rows_of_item(s, w_stride, tokens, rows):
+    """Rows of weights that one ticket of a product stands for, where there are so many in all."""
+    chunk = max(ITEM_BYTES // max(w_stride * tokens, 1), 1)  # a node may have no hidden values, rows of 0 bytes
+    chunk = min(chunk, rows // (s.threads * 8))
+    return max((chunk + ROWS - 1) // ROWS, 1) * ROWS
+
+
+@jit(inline=True)
+def multiply(weight, act, w, w_stride, rows, columns, acts, acts_stride, tokens, out, out_stride):
+    """out[t] = w·x[t] for some rows of a matrix, packed where it meets packed activations."""
+    if uses_packed(weight, act):
+        groups = (rows + ROWS - 1) // ROWS
+        multiply_packed(weight, w, groups, columns, acts, acts_stride, tokens, out, out_stride)
+    else:
+        multiply_rows(weight, w, w_stride, rows, columns, acts, acts_stride, tokens, out, out_stride)
 
 
 @jit(inline=True)
@@ -228,9 +187,9 @@ def _queries_of(s, kv_head):
 
 
 @jit
-def _rotate(thread, base, cache, s, layer, rows, index):
+def rotate(thread, base, cache, s, layer, rows, index):
     """q and k norms, rotary embedding, and the new keys and values into the cache. An item is a kv head of a row."""
-    padded = _padded(s.head_dim)
+    padded = whole_blocks(s.head_dim)
     scratch = s.scratch + thread * s.scratch_stride
     key = floats(scratch, padded)  # zeros beyond the head, for nothing writes there
     item = take(s.sync, base)
@@ -245,10 +204,10 @@ def _rotate(thread, base, cache, s, layer, rows, index):
             query = floats(s.queries + r * s.queries_stride + h * 4 * padded, padded)
             _turn(floats(qkv + 4 * h * s.head_dim, s.head_dim), query, layer.q_norm, cos, sin, s)
         place = index * row.layer_stride + g * row.head_stride + row.position * s.cache_row
-        source = qkv + 4 * (_padded(s.heads * s.head_dim) + g * s.head_dim)
+        source = qkv + 4 * (whole_blocks(s.heads * s.head_dim) + g * s.head_dim)
         _turn(floats(source, s.head_dim), key, layer.k_norm, cos, sin, s)
         to_cache(cache, scratch, row.keys + place, padded)
-        copy(scratch, source + 4 * _padded(s.kv_heads * s.head_dim), 4 * s.head_dim)
+        copy(scratch, source + 4 * whole_blocks(s.kv_heads * s.head_dim), 4 * s.head_dim)
         to_cache(cache, scratch, row.values + place, padded)
         item = take(s.sync, base)
     meet(s.sync, s.threads)
@@ -280,9 +239,9 @@ def _turn(source, out, norm, cos, sin, s):
 
 
 @jit
-def _attend(thread, base, cache, s, rows, index):
+def attend_rows(thread, base, cache, s, rows, index):
     """Attention of each query over its own past. An item is a kv head of a row, the longest pasts first."""
-    padded = _padded(s.head_dim)
+    padded = whole_blocks(s.head_dim)
     scratch = s.scratch + thread * s.scratch_stride
     out = scratch + s.heads_out
     item = take(s.sync, base)

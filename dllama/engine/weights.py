@@ -6,13 +6,14 @@ from typing import Protocol
 import numpy as np
 
 from dllama.engine.pages import anonymous
-from dllama.engine.stages import LAYER
-from dllama.formats import ModelConfig, TensorInfo
+from dllama.engine.stages import EXPERT, LAYER
+from dllama.formats import ModelConfig, TensorInfo, expert_name
 from dllama.kernels import tags
 from dllama.kernels.packed import is_packed, pack, packed_bytes
 from dllama.kernels.team import Team
 
-MATRICES = ("q", "k", "v", "o", "w1", "w2", "w3")
+ATTENTION = ("q", "k", "v", "o")
+FEED_FORWARD = ("w1", "w2", "w3")
 NORMS = ("attention_norm", "ffn_norm", "q_norm", "k_norm")
 ALIGN = 64
 
@@ -46,8 +47,9 @@ class Weights:
     the system has them (`bench.bandwidth` tells what that gains), and the file's own pages let go at once. All other
     matrices are used where they are mapped. Norms are copied and padded.
 
-    ``tag``: the matrices' format; ``layers``: a ``LAYER`` record for each layer; ``dim_bytes``, ``q_bytes``,
-    ``hidden_bytes``: from one row to the next of matrices whose inputs are of that width.
+    ``tag``: the matrices' format; ``layers``: a ``LAYER`` record for each layer; ``experts``: ``EXPERT`` records
+    [layers, experts], None for a model without; ``dim_bytes``, ``q_bytes``, ``hidden_bytes``: from one row to the next
+    of matrices whose inputs are of that width.
     ``progress(done, total)`` is called with bytes as matrices are packed.
     """
 
@@ -60,18 +62,33 @@ class Weights:
         self._done = 0
         self.layers = np.zeros(config.n_layers, LAYER)
         present = {info.name for info in source.tensors()}
+        self.experts = np.zeros((config.n_layers, config.n_experts), EXPERT) if config.arch.has_experts else None
         for index, layer in enumerate(self.layers):
-            for name in MATRICES:
+            for name in ATTENTION:
                 layer[name] = self._matrix(name, index)
+            self._feed_forward(index, layer)
             for name in present.intersection(NORMS):
                 layer[name] = self._norm(name, index)
         self.output = self._matrix("output", None)
         self.final_norm = self._norm("final_norm", None)
-        self.dim_bytes, self.q_bytes, self.hidden_bytes = (self._stride(name) for name in ("q", "o", "w2"))
+        self.dim_bytes, self.q_bytes, self.hidden_bytes = (
+            self._stride(name) for name in ("q", "o", "w2" if self.experts is None else expert_name("w2", 0))
+        )
+
+    def _feed_forward(self, index: int, layer: np.void) -> None:
+        if self.experts is None:
+            for name in FEED_FORWARD:
+                layer[name] = self._matrix(name, index)
+            return
+        layer["router"] = self._address(self._source.raw("router", index))
+        for number, expert in enumerate(self.experts[index]):
+            for name in FEED_FORWARD:
+                expert[name] = self._matrix(expert_name(name, number), index)
 
     def _packing_room(self) -> np.ndarray:
         """Memory for all matrices."""
-        self._total = sum(self._room(info) for info in self._source.tensors() if info.name in (*MATRICES, "output"))
+        packed = {*ATTENTION, *FEED_FORWARD, "output"}
+        self._total = sum(self._room(info) for info in self._source.tensors() if info.kind in packed)
         return anonymous(self._total, huge=True)
 
     def _room(self, info: TensorInfo) -> int:

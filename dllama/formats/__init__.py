@@ -2,7 +2,7 @@
 
 from dllama.formats.blocks import FloatType, dequantize, quantize
 from dllama.formats.config import Activation, Arch, ModelConfig, RopeType
-from dllama.formats.layout import TensorInfo, tensor_layout, weights_bytes
+from dllama.formats.layout import TensorInfo, expert_name, tensor_kinds, tensor_layout, weights_bytes
 from dllama.formats.model import ModelFile, ModelWriter
 
 __all__ = [
@@ -15,7 +15,9 @@ __all__ = [
     "RopeType",
     "TensorInfo",
     "dequantize",
+    "expert_name",
     "quantize",
+    "tensor_kinds",
     "tensor_layout",
     "weights_bytes",
 ]

@@ -9,6 +9,7 @@ MAX_DIM = 1 << 20
 MAX_LAYERS = 1 << 14
 MAX_VOCAB = 1 << 24
 MAX_SEQ_LEN = 1 << 26
+MAX_EXPERTS = 1 << 16  # of all layers together
 
 
 class Arch(enum.IntEnum):
@@ -16,6 +17,17 @@ class Arch(enum.IntEnum):
 
     LLAMA = 0xABCD00
     QWEN3 = 0xABCD01
+    QWEN3_MOE = 0xABCD02
+
+    @property
+    def is_qwen3(self) -> bool:
+        """Whether heads are normed, and rotary pairs half-split."""
+        return self is not Arch.LLAMA
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether a layer's feed-forward network is a mixture of experts."""
+        return self is Arch.QWEN3_MOE
 
 
 class RopeType(enum.IntEnum):
@@ -39,7 +51,7 @@ class ModelConfig:
 
     arch: Arch
     dim: int  # width of the residual stream
-    hidden_dim: int  # width between the products of the feed-forward network
+    hidden_dim: int  # width between the products of a dense feed-forward network; a mixture has none of this width
     n_layers: int
     n_heads: int
     n_kv_heads: int  # divides n_heads; fewer than n_heads is grouped-query attention
@@ -55,6 +67,14 @@ class ModelConfig:
     rope_scaling_orig_seq_len: int = 0
     weight_type: FloatType = FloatType.Q40  # of every matrix but the embedding, which is F32
     activation: Activation = Activation.SILU
+    n_experts: int = 0  # of each layer; the three values are 0 unless the architecture has experts
+    n_active_experts: int = 0  # that work on a token: those that its router likes best
+    moe_hidden_dim: int = 0  # width between the products of an expert
+
+    @property
+    def ffn_dim(self) -> int:
+        """Width between the products of the feed-forward network, or of each expert of a mixture."""
+        return self.moe_hidden_dim if self.arch.has_experts else self.hidden_dim
 
     @property
     def q_dim(self) -> int:
@@ -83,8 +103,10 @@ class ModelConfig:
         if self.head_dim % 2:
             raise ValueError(f"head_dim is {self.head_dim}, and rotary embedding turns pairs: it must be even")
         _check_range("n_heads * head_dim", self.q_dim, 1, MAX_DIM)
+        self._check_experts()
         if self.weight_type.is_quantized:
-            for name, size in (("dim", self.dim), ("hidden_dim", self.hidden_dim), ("n_heads * head_dim", self.q_dim)):
+            ffn = "moe_hidden_dim" if self.arch.has_experts else "hidden_dim"
+            for name, size in (("dim", self.dim), (ffn, self.ffn_dim), ("n_heads * head_dim", self.q_dim)):
                 if size % BLOCK:
                     raise ValueError(f"{name} is {size}, and {self.weight_type.name} rows need a multiple of {BLOCK}")
         if not 0 < self.norm_epsilon < 1:
@@ -93,8 +115,19 @@ class ModelConfig:
             raise ValueError(f"rope_theta is {self.rope_theta}, not between 1 and {(1 << 31) - 1}")
         self._check_rope()
 
+    def _check_experts(self) -> None:
+        if not self.arch.has_experts:
+            for name in ("n_experts", "n_active_experts", "moe_hidden_dim"):
+                if getattr(self, name) != 0:
+                    raise ValueError(f"{name} is {getattr(self, name)}, and {self.arch.name.lower()} has no experts")
+            return
+        _check_range("n_experts", self.n_experts, 1, MAX_EXPERTS)
+        _check_range("n_layers * n_experts", self.n_layers * self.n_experts, 1, MAX_EXPERTS)
+        _check_range("n_active_experts", self.n_active_experts, 1, self.n_experts)
+        _check_range("moe_hidden_dim", self.moe_hidden_dim, 1, MAX_DIM)
+
     def _check_rope(self) -> None:
-        if self.arch is Arch.QWEN3 and self.rope_type is not RopeType.HALF_SPLIT:
+        if self.arch.is_qwen3 and self.rope_type is not RopeType.HALF_SPLIT:
             raise ValueError(f"qwen3 turns half-split pairs, and the rope type is {self.rope_type.name}")
         factor, low, high = (
             self.rope_scaling_factor,

@@ -10,7 +10,6 @@ from dllama.formats.config import Activation, Arch, ModelConfig, RopeType
 
 MAGIC = 0x0A00ABCD
 OLD_MAGIC = 0x00ABCD00
-QWEN3_MOE = 0xABCD02
 
 KEYS = (
     "version",
@@ -82,8 +81,6 @@ def pack_header(config: ModelConfig) -> bytes:
     values = {
         "version": 0,
         "architecture": config.arch,
-        "n_experts": 0,
-        "n_active_experts": 0,
         "rope_theta": config.rope_theta,
         "norm_epsilon": exponents[config.norm_epsilon],
     }
@@ -93,6 +90,8 @@ def pack_header(config: ModelConfig) -> bytes:
     if config.rope_type is not RopeType.LLAMA3_1:
         for name in SCALING:
             del values[name]
+    if not config.arch.has_experts:
+        del values["moe_hidden_dim"]
     for name, value in values.items():
         if value != int(value):
             raise ValueError(f"{name} {value} cannot be stored: the format holds whole numbers only")
@@ -115,10 +114,6 @@ def _pairs(data: bytes) -> dict[str, int]:
 def _config(values: dict[str, int]) -> ModelConfig:
     if values.get("version", 0) != 0:
         raise ValueError(f"header version {values['version']} is not known (known: 0)")
-    if values.get("architecture") == QWEN3_MOE or any(
-        values.get(name, 0) != 0 for name in ("n_experts", "n_active_experts", "moe_hidden_dim")
-    ):
-        raise ValueError("mixture of experts is not supported yet")
     missing = [name for name in REQUIRED if name not in values]
     if missing:
         raise ValueError(f"the header lacks {', '.join(missing)}")
@@ -144,6 +139,7 @@ def _config(values: dict[str, int]) -> ModelConfig:
         **{name: value if name.endswith("seq_len") else float(value) for name, value in scaling.items()},
         weight_type=_member(FloatType, values, "weight_type"),
         activation=_member(Activation, values, "activation", Activation.SILU),
+        **{name: values.get(name, 0) for name in ("n_experts", "n_active_experts", "moe_hidden_dim")},
     )
 
 
@@ -155,7 +151,7 @@ def _rope_type(values: dict[str, int], arch: Arch) -> RopeType:
     """
     rope_type = _member(RopeType, values, "rope_type", RopeType.LLAMA)
     scaled = values.get("rope_scaling_factor", 0) not in (0, 1)
-    if arch is Arch.QWEN3 and rope_type is RopeType.LLAMA and not scaled:
+    if arch.is_qwen3 and rope_type is RopeType.LLAMA and not scaled:
         return RopeType.HALF_SPLIT
     if scaled and "rope_type" not in values:
         rope_type = RopeType.LLAMA3_1

@@ -30,6 +30,12 @@ def floats(address, n):
     return carray(_pointer(address), (n,), np.float32)
 
 
+@jit(inline=True)
+def integers(address, n):
+    """The n int64 at an address as an array."""
+    return carray(_pointer(address), (n,), np.int64)
+
+
 @emitted()
 def add(e, x, y, n):
     """x += y."""
@@ -39,15 +45,37 @@ def add(e, x, y, n):
 
 
 @emitted()
+def scale(e, x, y, factor, n):
+    """x = factor·y."""
+    factors = e.splat(factor, 16)
+    with e.loop(_sixteens(e, n)) as i:
+        at = e.mul(i, const(I64, 64))
+        e.store(e.fmul(factors, e.load(SIXTEEN, e.at(y, at))), e.at(x, at))
+
+
+@emitted()
+def add_scaled(e, x, y, factor, n):
+    """x += factor·y."""
+    factors = e.splat(factor, 16)
+    with e.loop(_sixteens(e, n)) as i:
+        at = e.mul(i, const(I64, 64))
+        e.store(e.fma(factors, e.load(SIXTEEN, e.at(y, at)), e.load(SIXTEEN, e.at(x, at))), e.at(x, at))
+
+
+@emitted()
 def rms_norm(e, x, weight, out, n, epsilon):
-    """out = x / √(mean(x²) + ε) · weight, the mean over the true length n (Zhang and Sennrich, 2019)."""
+    """out = x / √(mean(x²) + ε) · weight, the mean over the true length n (Zhang and Sennrich, 2019).
+
+    The same bits on every CPU: nodes that norm the same row choose by it (`router`).
+    """
+    e = e.exact()
     total = e.variable(const(SIXTEEN, 0.0))
     with e.loop(_sixteens(e, n)) as i:
         value = e.load(SIXTEEN, e.at(x, e.mul(i, const(I64, 64))))
         total.set(e.fma(value, value, total.get()))
     mean = e.fdiv(e.sum(total.get()), e.sitofp(n, F32))
-    root = e.call("llvm.sqrt.f32", F32, e.fadd(mean, epsilon))
-    factor = e.splat(e.fdiv(const(F32, 1.0), root), 16)
+    root = e.call("llvm.sqrt.v16f32", SIXTEEN, e.splat(e.fadd(mean, epsilon), 16))
+    factor = e.fdiv(const(SIXTEEN, 1.0), root)
     with e.loop(_sixteens(e, n)) as i:
         at = e.mul(i, const(I64, 64))
         value = e.fmul(e.load(SIXTEEN, e.at(x, at)), factor)

@@ -91,6 +91,10 @@ class Emitter:
         function = cgutils.get_or_insert_function(self.builder.module, kind, name)
         return self.builder.call(function, [const(F32, 0.0), vector], fastmath=("reassoc",))
 
+    def exact(self):
+        """The same operations, each rounded for itself and in the order written: the same bits on every CPU."""
+        return _Exact(self.builder)
+
     def variable(self, value):
         """A mutable value; LLVM keeps it in a register."""
         slot = cgutils.alloca_once_value(self.builder, value)
@@ -115,6 +119,29 @@ class Emitter:
             nbytes,
             1,
         )
+
+
+class _Exact(Emitter):
+    """numba gives its fast flags to operations that have none; "nsz", that a zero's sign is all the same, keeps them
+    off. What it does to calls it does to scalar ones only."""
+
+    def fadd(self, a, b):
+        return self.builder.fadd(a, b, flags=("nsz",))
+
+    def fmul(self, a, b):
+        return self.builder.fmul(a, b, flags=("nsz",))
+
+    def fdiv(self, a, b):
+        return self.builder.fdiv(a, b, flags=("nsz",))
+
+    def fma(self, a, b, c):
+        return self.fadd(self.fmul(a, b), c)
+
+    def sum(self, vector):
+        while vector.type.count > 1:
+            half = vector.type.count // 2
+            vector = self.fadd(self.pick(vector, range(half)), self.pick(vector, range(half, 2 * half)))
+        return self.builder.extract_element(vector, const(I32, 0))
 
 
 class Variable:

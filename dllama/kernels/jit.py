@@ -16,7 +16,9 @@ from numba.core import config
 
 from dllama.folders import cache_folder
 from dllama.kernels import arm, cpu, isa, x86
-from dllama.kernels.tags import Tag
+
+ENGINE = ("stages.py", "experts.py", "segments.py")
+"""What is compiled outside of this folder."""
 
 _ISAS = {kind.name: kind for kind in (x86.Avx512, x86.Avx2, arm.NeonDotprod, arm.Neon, isa.Isa)}
 
@@ -28,7 +30,8 @@ def _cache_folder() -> Path:
     compiler = numba.__version__, llvmlite.__version__, config.CPU_NAME, config.CPU_FEATURES
     digest = hashlib.sha256(repr(compiler).encode())
     kernels = Path(__file__).parent
-    for source in sorted([*kernels.glob("*.py"), kernels.parent / "engine" / "stages.py"]):
+    engine = (kernels.parent / "engine" / name for name in ENGINE)
+    for source in sorted([*kernels.glob("*.py"), *engine]):
         digest.update(source.read_bytes())
     base = Path(os.environ.get("NUMBA_CACHE_DIR") or cache_folder())
     return base / f"kernels-{ISA.name}-{digest.hexdigest()[:16]}"
@@ -49,19 +52,19 @@ KEEPS = _is_writable(CACHE)
 or refuse to import."""
 
 
-def is_compiled(*formats: Tag) -> bool:
-    """Whether the kernels for these formats (weights, activations, KV cache) lie in the cache."""
-    return KEEPS and _marker(formats).exists()
+def is_compiled(*forms: str) -> bool:
+    """Whether the kernels for these forms (weights, activations, KV cache, and what else there is) lie in the cache."""
+    return KEEPS and _marker(forms).exists()
 
 
-def mark_compiled(*formats: Tag) -> None:
+def mark_compiled(*forms: str) -> None:
     """Notes that they do."""
     if KEEPS:
-        _marker(formats).touch()
+        _marker(forms).touch()
 
 
-def _marker(formats: tuple[Tag, ...]) -> Path:
-    return CACHE / ("-".join(tag.name for tag in formats) + ".compiled")
+def _marker(forms: tuple[str, ...]) -> Path:
+    return CACHE / ("-".join(forms) + ".compiled")
 
 
 def jit(function=None, *, inline=False):

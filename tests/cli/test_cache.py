@@ -8,8 +8,7 @@ import pytest
 
 from dllama.cluster.slice_cache import SliceCache
 from tests.cli.program import dllama, fails, succeeds
-from tests.cluster.test_slice_cache import CHUNK as CHUNK_BYTES
-from tests.cluster.test_slice_cache import SIZE, file_bytes, name_of, put, send, slice_of
+from tests.cluster.made_slices import CHUNK, SIZE, file_bytes, name_of, put, send, slice_of
 
 DAY = 86400
 
@@ -25,7 +24,7 @@ def cache(tmp_path):
     cache, now = SliceCache(tmp_path / "dllama" / "slices"), time.time()
     put(cache, 0xA << 124, used=now - 3 * DAY)
     put(cache, 0xB << 124, used=now - 40 * DAY)
-    with cache.receive(name_of(0xC << 124), SIZE, CHUNK_BYTES, "model\x1b[2J.m, heads 0-4") as incoming:
+    with cache.receive(name_of(0xC << 124), SIZE, CHUNK, "model\x1b[2J.m, heads 0-4") as incoming:
         send(incoming, slice_of(3), range(4))
     return cache
 
@@ -64,7 +63,7 @@ def test_a_list_as_json(cache, home):
         "whole": True,
         "busy": False,
     }
-    assert [entry["done_bytes"] for entry in values["slices"]] == [4 * CHUNK_BYTES, SIZE, SIZE]
+    assert [entry["done_bytes"] for entry in values["slices"]] == [4 * CHUNK, SIZE, SIZE]
 
 
 def test_a_cache_that_does_not_exist(tmp_path, home):

@@ -11,17 +11,21 @@ from dllama.formats import FloatType
 from dllama.formats.header import pack_header
 from dllama.formats.layout import weights_bytes
 from tests.cli.program import fails, succeeds
-from tests.cluster.models import LLAMA2_7B
+from tests.cluster.models import LLAMA2_7B, QWEN3_30B_A3B
 
 
 @pytest.fixture(scope="module")
 def large_model(tmp_path_factory):
-    """A file with the shape of Llama 2 7B, without weights: it takes no room on a disk."""
-    path = tmp_path_factory.mktemp("models") / "7b.m"
-    header = pack_header(LLAMA2_7B)
+    """A file with the shape of Llama 2 7B."""
+    return without_weights(tmp_path_factory.mktemp("models") / "7b.m", LLAMA2_7B)
+
+
+def without_weights(path, config):
+    """A file of a model's size: it takes no room on a disk."""
+    header = pack_header(config)
     with open(path, "wb") as file:
         file.write(header)
-        file.truncate(len(header) + weights_bytes(LLAMA2_7B))
+        file.truncate(len(header) + weights_bytes(config))
     return path
 
 
@@ -48,6 +52,25 @@ def test_the_plan_as_json(large_model):
     assert values["token_ms"] == pytest.approx(1000 * expected.step_seconds())
     assert values["last_token_ms"] == pytest.approx(1000 * expected.step_seconds(2047))
     assert values["assumed"] == values["left_out"] == []
+
+
+def test_a_mixture_of_experts_is_held_whole_and_read_in_part(tmp_path):
+    """Qwen3 30B-A3B: 30.5 billion weights, 3.3 of which a token meets, 0.3 of them in the embedding.
+
+    Each node has the routers whole.
+    """
+    model = without_weights(tmp_path / "30b.m", QWEN3_30B_A3B)
+    arguments = ("--model", model, "--count", 2, "--speed", "4GB/s", "--context", 2048)
+    values = plan(*arguments)
+    assert [node["ffn_blocks"] for node in values["nodes"]] == [[0, 12], [12, 24]]
+    assert sum(node["weight_bytes"] for node in values["nodes"]) == pytest.approx(30.2e9 * 18 / 32, rel=0.02)
+    routers = 48 * 128 * 2048 * 4
+    assert values["read_ms"] == pytest.approx((3.0e9 * 18 / 32 / 2 + routers) / 4e6, rel=0.02)
+    assert "hidden dim 768 of each of 128 experts, 8 at a time" in succeeds("plan", *arguments)
+    info = json.loads(succeeds("info", model, "--json"))
+    assert info["parameters"] == pytest.approx(30.5e9, rel=0.01)
+    assert info["parts"]["routers"] == routers
+    assert sum(info["parts"].values()) == pytest.approx(info["bytes"], abs=200)
 
 
 def test_the_plan_as_tables(large_model):

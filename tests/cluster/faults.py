@@ -20,13 +20,15 @@ import shutil
 import signal
 import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
+from multiprocessing import forkserver
 from pathlib import Path
 
 from bench.report import save
@@ -34,9 +36,10 @@ from dllama import Llama, SamplerSettings
 from dllama.cluster.settings import ClusterSettings
 from dllama.errors import DllamaError
 from dllama.formats import FloatType
+from tests.cluster import nodes
 from tests.cluster.checkpoints import SHAPES, VOCAB
 from tests.cluster.forwarder import Forwarder
-from tests.cluster.processes import ROOT, STEP_TIMEOUT, WorkerProcess, eventually
+from tests.cluster.processes import STEP_TIMEOUT, Process, WorkerProcess, eventually
 from tests.engine.models import random_model
 from tests.tokenizer.models import train
 
@@ -86,7 +89,8 @@ class Lane:
 
     def __init__(self, folder: Path):
         folder.mkdir()
-        self._others = _children()
+        forkserver.ensure_running()
+        self._others = _descendants(os.getpid())
         self._restarting = threading.Lock()
         self._cache = folder / "slices"
         self._workers = [WorkerProcess(self._cache, port=_free_port()) for _ in range(WORKERS)]
@@ -211,23 +215,10 @@ class Lane:
 
     def _lose_root(self, chosen: list[int], result: Result, delay: float) -> None:
         """A root of its own process, that is killed."""
-        code = (
-            "import sys; from dllama import Llama; from dllama.cluster.settings import ClusterSettings\n"
-            "settings = ClusterSettings(tuple(sys.argv[1:]), None, (1,) * len(sys.argv))\n"
-            "with Llama(nthreads=1, buffer_float_type='f32', cluster=settings) as llama:\n"
-            "    print('up', flush=True)\n"
-            "    while True: list(llama.generate('Tom has', 100))\n"
-        )
-        addresses = [self._cables[slot].address for slot in chosen]
-        root = subprocess.Popen([sys.executable, "-c", code, *addresses], cwd=ROOT, stdout=subprocess.PIPE)
-        if result.moment in ("start", "transfer"):
-            time.sleep(0.5 + 3 * delay)  # after what it takes to import
-        else:
-            root.stdout.readline()
+        with Process(nodes.endless_root, *(self._cables[slot].address for slot in chosen)) as root:
+            if result.moment not in ("start", "transfer"):
+                eventually(lambda: root.lines or not root.alive)
             time.sleep(delay)
-        root.kill()
-        root.wait()
-        root.stdout.close()
         result.outcome, result.struck = "root killed", 1
 
     def _clear_up(self, chosen: list[int], said: dict[int, int], result: Result) -> None:
@@ -259,7 +250,7 @@ class Lane:
             cable.close()
         for worker in self._workers:
             worker.close()
-        return sorted(_children() - self._others)
+        return sorted(_descendants(os.getpid()) - self._others)
 
 
 def _is_free(lines: list[str]) -> bool:
@@ -277,18 +268,23 @@ def _free_port() -> int:
             return trial.getsockname()[1]
 
 
-def _children() -> set[int]:
-    """The processes that this one has started and that still run."""
-    return {int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
+def _descendants(pid: int) -> set[int]:
+    """The processes that this one and those below it have started and that still run."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        lists = [(task / "children").read_text().split() for task in Path(f"/proc/{pid}/task").iterdir()]
+        children = {int(child) for found in lists for child in found}
+        return children.union(*map(_descendants, children))
+    return set()
 
 
 def _rss(pid: int) -> int:
     return int(Path(f"/proc/{pid}/status").read_text().partition("VmRSS:")[2].split()[0]) * 1024
 
 
-def run_lane(seed: int, numbers: list[int], folder: str) -> tuple[list[Result], list[tuple[int, int]], list[int]]:
+def run_lane(seed: int, numbers: Sequence[int], folder: Path) -> tuple[list[Result], list[tuple[int, int]], list[int]]:
     """Results, memory after each run, and processes left."""
-    lane, results = Lane(Path(folder)), []
+    nodes.measure_little()
+    lane, results = Lane(folder), []
     try:
         for number in numbers:
             results.append(lane.run(seed, number))
@@ -299,6 +295,14 @@ def run_lane(seed: int, numbers: list[int], folder: str) -> tuple[list[Result], 
     finally:
         left = lane.close()
     return results, lane.memory, left
+
+
+def run_lanes(seed: int, numbers: Sequence[int], lanes: int, folder: Path) -> list:
+    """What `run_lane` gives for each of so many lanes, that share the runs and go side by side."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(lanes, context, signal.signal, (signal.SIGINT, signal.SIG_DFL)) as pool:
+        shares, folders = [numbers[lane::lanes] for lane in range(lanes)], [folder / str(lane) for lane in range(lanes)]
+        return list(pool.map(run_lane, [seed] * lanes, shares, folders))
 
 
 def summary(seed: int, lanes: list) -> dict:
@@ -344,9 +348,7 @@ def main() -> None:
     numbers = range(options.runs) if options.only is None else [options.only]
     lanes = min(options.lanes, len(numbers))
     with tempfile.TemporaryDirectory(prefix="dllama-faults-") as folder:
-        jobs = [(options.seed, list(numbers[lane::lanes]), f"{folder}/{lane}") for lane in range(lanes)]
-        with multiprocessing.get_context("spawn").Pool(lanes, signal.signal, (signal.SIGINT, signal.SIG_DFL)) as pool:
-            found = summary(options.seed, pool.starmap(run_lane, jobs, chunksize=1))
+        found = summary(options.seed, run_lanes(options.seed, numbers, lanes, Path(folder)))
     print(json.dumps(found, indent=1))
     if options.only is None:
         save("faults", found)

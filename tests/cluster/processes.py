@@ -1,57 +1,48 @@
-"""Workers in processes of their own, for tests that talk to them and break them."""
+"""Nodes in processes of their own, for tests that talk to them and break them."""
 
-import json
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.cluster import nodes
+from tests.forks import FORKS
+
 SECONDS = 60.0
 """How long a machine that does much else may take for what takes a moment."""
 STEP_TIMEOUT = 4.0
 
 
-class WorkerProcess:
-    """A live worker. ``options``: those of `run_worker`; ``lines``: what it has said so far."""
+class Process:
+    """A process that runs one of `nodes`, and ends with this one. ``lines``: what it has said so far."""
 
-    def __init__(self, slices: Path, **options):
-        self.options = {"cache": str(slices), **options}
+    def __init__(self, run: Callable, *args, **options):
+        self._run, self._args, self.options = run, args, options
         self.lines: list[str] = []
         self._start()
 
     def _start(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.cluster.run_worker", json.dumps(self.options)],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        ours, theirs = FORKS.Pipe(duplex=False)
+        args = theirs, self._run, *self._args
+        self.process = FORKS.Process(target=_run, args=args, kwargs=self.options, daemon=True)
+        self.process.start()
+        theirs.close()
         self.port = None
-        self._reader = threading.Thread(target=self._read, args=(self.process.stdout,), daemon=True)
+        self._reader = threading.Thread(target=self._read, args=(ours,), daemon=True)
         self._reader.start()
 
     @property
     def address(self) -> str:
-        eventually(lambda: self.port or self.process.poll() is not None)
-        assert self.port, f"the worker did not start: {self.lines}"
+        eventually(lambda: self.port or not self.alive)
+        assert self.port, f"it did not start: {self.lines}"
         return f"127.0.0.1:{self.port}"
 
     @property
     def alive(self) -> bool:
-        return self.process.poll() is None
-
-    @property
-    def rss(self) -> int:
-        """Bytes of memory in use, mapped files included."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(status.partition("VmRSS:")[2].split()[0]) * 1024
+        return self.process.is_alive()
 
     def said(self, words: str, since: int = 0) -> None:
         """Waits until it says so, in a line after the first ``since`` ones."""
@@ -59,38 +50,70 @@ class WorkerProcess:
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.wait()
+        self.process.join()
 
     def stop(self) -> None:
         """SIGSTOP: its connections stay, but it does nothing."""
-        self.process.send_signal(signal.SIGSTOP)
-
-    def hang(self) -> None:
-        """It does nothing any more, but its threads that keep the connections do."""
-        self.process.send_signal(signal.SIGUSR1)
+        os.kill(self.process.pid, signal.SIGSTOP)
 
     def go_on(self) -> None:
-        self.process.send_signal(signal.SIGCONT)
-
-    def restart(self) -> None:
-        """Starts it again on the port that it had."""
-        self.kill()
-        self.options["port"] = self.port
-        self._start()
-        assert self.address
+        os.kill(self.process.pid, signal.SIGCONT)
 
     def close(self) -> None:
         self.kill()
-        self.process.stdin.close()
         self._reader.join()
-        self.process.stdout.close()
 
-    def _read(self, stdout) -> None:
-        for line in stdout:
-            if self.port is None and line.strip().isdecimal():
-                self.port = int(line)
-            else:
-                self.lines.append(line.rstrip("\n"))
+    def __enter__(self) -> "Process":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _read(self, ours) -> None:
+        with ours, open(ours.fileno(), closefd=False) as output:
+            for line in output:
+                if self.port is None and line.strip().isdecimal():
+                    self.port = int(line)
+                else:
+                    self.lines.append(line.rstrip("\n"))
+
+
+def _run(output, run: Callable, *args, **options) -> None:
+    """What the process does."""
+    for descriptor in (1, 2):
+        os.dup2(output.fileno(), descriptor)
+    output.close()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    run(*args, **options)
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(0)
+
+
+class WorkerProcess(Process):
+    """A live worker. ``options``: those of `nodes.worker`."""
+
+    def __init__(self, slices: Path, **options):
+        super().__init__(nodes.worker, **{"cache": str(slices), **options})
+
+    @property
+    def rss(self) -> int:
+        """Bytes of memory in use, mapped files included."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.partition("VmRSS:")[2].split()[0]) * 1024
+
+    def hang(self) -> None:
+        """It does nothing any more, but its threads that keep the connections do."""
+        os.kill(self.process.pid, signal.SIGUSR1)
+
+    def restart(self) -> None:
+        """Starts it again on the port that it had."""
+        self.close()
+        self.options["port"] = self.port
+        self._start()
+        assert self.address
 
 
 class Pool:
@@ -133,11 +156,3 @@ def eventually(holds: Callable[[], object], message: Callable[[], str] = lambda:
     while not holds():
         assert time.monotonic() < end, message()
         time.sleep(0.01)
-
-
-def is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True

@@ -4,19 +4,18 @@ import contextlib
 import gc
 import http.server
 import os
-import signal
 import socket
 import threading
 
 import pytest
 
-from dllama.cluster import key as cluster_key
 from dllama.cluster.hub import Hub
 from dllama.cluster.key import generate
 from dllama.cluster.links import Link, LinkLost
 from dllama.cluster.listener import Listener
 from dllama.errors import ClusterError
-from tests.cluster.node_processes import process, worker
+from tests.cluster import nodes
+from tests.cluster.processes import Process
 
 KEY, OTHER = generate(), generate()
 
@@ -148,15 +147,14 @@ def test_addresses_without_sense(address):
 
 
 @pytest.mark.parametrize("secure", [False, True], ids=["clear", "encrypted"])
-def test_a_killed_worker_is_lost_and_stays_lost(secure, tmp_path):
-    key = cluster_key.create(tmp_path / "key") if secure else None
-    with worker(tmp_path / "key" if secure else "") as (child, address), Link(address, key) as link:
+def test_a_killed_worker_is_lost_and_stays_lost(secure):
+    key = KEY if secure else None
+    with Process(nodes.echo, key) as worker, Link(worker.address, key) as link:
         link.send([b"hello"])
         assert link.receive(LOST_MS) == [b"hello"]
-        child.kill()
+        worker.kill()
         assert loss(link) == "the connection broke"
-        child.wait()
-        with Listener("127.0.0.1", int(address.rpartition(":")[2]), key):
+        with Listener("127.0.0.1", worker.port, key):
             for _ in range(2):
                 with pytest.raises(LinkLost, match="the connection broke"):
                     link.send([b"still there?"])
@@ -165,15 +163,15 @@ def test_a_killed_worker_is_lost_and_stays_lost(secure, tmp_path):
 
 
 def test_stopped_nodes_are_noticed_on_both_sides_and_silent_connections_dropped():
-    with Listener("127.0.0.1", 0, None) as listener, worker() as (listening, address), Link(address, None) as link:
+    with Listener("127.0.0.1", 0, None) as listener, Process(nodes.echo, None) as worker:
         idle = socket.create_connection(("127.0.0.1", listener.port))
-        with idle, process("connect", to(listener), "") as connecting:
+        with idle, Link(worker.address, None) as link, Process(nodes.hello, to(listener)) as stranger:
             peer, frames = listener.receive(LOST_MS)
             assert frames == [b"hello"]
             link.send([b"hello"])
             assert link.receive(LOST_MS) == [b"hello"]
-            listening.send_signal(signal.SIGSTOP)
-            connecting.send_signal(signal.SIGSTOP)
+            worker.stop()
+            stranger.stop()
             hub, lost = Hub(link, listener), set()
             for _ in range(2):
                 with pytest.raises(LinkLost, match="the connection broke") as error:

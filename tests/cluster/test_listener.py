@@ -3,6 +3,7 @@
 import os
 import random
 import socket
+import time
 
 import pytest
 import zmq
@@ -13,6 +14,8 @@ from dllama.cluster.key import generate
 from dllama.cluster.links import Link, LinkLost
 from dllama.cluster.listener import Listener
 from dllama.errors import ClusterError
+from tests.cluster import nodes
+from tests.cluster.processes import Process
 
 KEY, OTHER = generate(), generate()
 WAIT_MS = 5000
@@ -169,6 +172,28 @@ def test_a_peer_that_has_gone(listener):
         with pytest.raises(LinkLost):
             peer.send([b"still there?"])
     assert listener.receive(0) is None
+
+
+def test_what_a_peer_leaves_behind_does_no_harm_to_the_next():
+    """Its connection gets the descriptor of the one before, whose messages are still to be read."""
+    heard, lost = [], []
+    with Listener("127.0.0.1", 0, None) as listener:
+        address = f"127.0.0.1:{listener.port}"
+        with Process(nodes.hello, address, 20):
+            first, _ = listener.receive(WAIT_MS)
+            time.sleep(0.2)  # until the others have come too
+        with Process(nodes.hello, address):
+            time.sleep(0.5)
+            while len(heard) < 20 or not lost:
+                try:
+                    received = listener.receive(WAIT_MS)
+                    assert received, (heard, lost)
+                    heard.append(received[0])
+                except LinkLost as loss:
+                    lost.append(loss.source)
+            assert listener.receive(200) is None
+    (second,) = set(heard) - {first}
+    assert lost == [first] and heard.count(second) == 1
 
 
 def test_a_peer_of_a_closed_listener(listener):

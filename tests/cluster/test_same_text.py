@@ -78,6 +78,14 @@ def test_random_models(workers, models, alone, form, shape, weights, nodes, kind
             assert ids(llama.generate(PROMPT, 24, GREEDY)) == alone((shape, weights))
 
 
+@pytest.mark.parametrize("weights, nodes", [(FloatType.F32, 2), (FloatType.Q40, 3), (FloatType.F32, 4)])
+def test_a_mixture_of_experts(workers, models, alone, weights, nodes):
+    """Of four nodes one has no hidden values of the experts."""
+    with Llama(*models["experts", weights], **EXACT, cluster=cluster(workers(nodes - 1), [1] * nodes)) as llama:
+        assert [len(share.ffn_blocks) for share in llama.plan.shares] == {2: [2, 1], 3: [1] * 3, 4: [1, 1, 1, 0]}[nodes]
+        assert ids(llama.generate(PROMPT, 24, GREEDY)) == alone(("experts", weights))
+
+
 @pytest.mark.parametrize("nodes, kind", [(2, Form.SCATTER), (3, Form.BUTTERFLY), (4, Form.BUTTERFLY), (7, Form.MESH)])
 def test_the_embedded_model(workers, form, nodes, kind):
     with Llama(buffer_float_type="f32") as llama:
@@ -113,10 +121,10 @@ def test_interleaved_sequences(workers, models, settings):
         assert ids(llama.generate(prompts[0], 12, settings)) == alone[0], "after those that are gone"
 
 
-def test_a_cluster_with_a_key(workers, models, alone, tmp_path):
+def test_a_cluster_with_a_key(workers, models, alone):
     """Also between its workers; a root without the key is told so, and changes nothing."""
-    cluster_key = key.create(tmp_path / "cluster.key")
-    settings = cluster(workers(2, key_file=str(tmp_path / "cluster.key")), (1, 1, 1))
+    cluster_key = key.generate()
+    settings = cluster(workers(2, key=cluster_key), (1, 1, 1))
     with pytest.raises(ClusterError, match="it asks for the cluster key, and --insecure was given here"):
         Llama(*models["gqa", FloatType.Q40], **EXACT, cluster=settings)
     with Llama(*models["gqa", FloatType.Q40], **EXACT, cluster=replace(settings, key=cluster_key)) as llama:

@@ -14,7 +14,7 @@ from dllama.cluster.planner import make_plan
 from dllama.engine.memory import RUNTIME_BYTES, kv_bytes_per_token, needed_bytes
 from dllama.errors import PlanError
 from dllama.formats import FloatType, tensor_layout
-from tests.cluster.models import LLAMA2_7B, LLAMA3_8B, TINY, configs, equal_nodes
+from tests.cluster.models import EXPERTS, LLAMA2_7B, LLAMA3_8B, TINY, configs, equal_nodes
 
 KV_TYPES = st.sampled_from([FloatType.F16, FloatType.F32, FloatType.Q80])
 
@@ -33,7 +33,7 @@ def test_everything_is_held_exactly_once_and_kv_heads_where_they_are_read(plan):
     config = plan.config
     for name, units in (
         ("heads", config.n_heads),
-        ("hidden", config.hidden_dim),
+        ("hidden", config.ffn_dim),
         ("vocab", config.vocab_size),
         ("sums", config.dim),
     ):
@@ -51,11 +51,11 @@ def test_slices_tile_every_tensor(plan):
     for tensor in tensor_layout(plan.config):
         times = np.zeros((tensor.rows, tensor.columns), int)
         for share in plan.shares:
-            rows, columns = share.slices[tensor.name]
+            rows, columns = share.slices[tensor.kind]
             times[rows.start : rows.stop, columns.start : columns.stop] += 1
             if tensor.float_type.is_quantized and rows:
                 assert columns.start % 32 == columns.stop % 32 == 0
-        if tensor.is_vector:
+        if tensor.is_whole:
             assert (times == len(plan.shares)).all()
         elif tensor.name in ("k", "v"):
             assert (times >= 1).all()
@@ -71,9 +71,9 @@ def test_memory_sums_up(plan, kv_type, context):
     copies = Counter(head for share in plan.shares for head in share.kv_heads)
     extra = sum(copies.values()) - config.n_kv_heads  # kv heads that are held once more
     nodes = len(plan.shares)
-    expected = {"norm": nodes, "k": 1 + extra / config.n_kv_heads, "v": 1 + extra / config.n_kv_heads}
+    expected = {"whole": nodes, "k": 1 + extra / config.n_kv_heads, "v": 1 + extra / config.n_kv_heads}
     weights = sum(
-        tensor.nbytes * expected.get("norm" if tensor.is_vector else tensor.name, 1)
+        tensor.nbytes * expected.get("whole" if tensor.is_whole else tensor.name, 1)
         for tensor in tensors
         if tensor.name != "embedding"
     )
@@ -113,15 +113,27 @@ def test_the_bytes_of_llama_2_on_two_nodes():
     assert share.kv_bytes_per_position(FloatType.F16) == 2 * 32 * 2048 * 2
 
 
+def test_the_bytes_of_a_mixture_of_experts_on_two_nodes():
+    """A node holds its blocks of all six experts, and reads those of two for a token; the router it has whole."""
+    share = make_plan(EXPERTS, equal_nodes(2)).shares[0]
+    assert share.hidden == range(96)
+    assert share.slices["w1"] == share.slices["w3"] == (range(96), range(64))
+    assert share.slices["w2"] == (range(64), range(96))
+    assert share.slices["router"] == (range(6), range(64))
+    expert, rest = 3 * 96 * 64 // 32 * 18, 4 * 64 + 4 * 6 * 64
+    assert share.segment_bytes["ffn"] == 2 * (2 * expert + rest)
+    assert share.weight_bytes == sum(share.segment_bytes.values()) + 2 * 4 * expert
+
+
 @settings(max_examples=50)
 @given(plans(), st.integers(0, 2**32 - 1))
 def test_parts_add_up_to_the_whole(plan, seed):
     """One layer at one position on made-up keys and values: attention then is a product for each head."""
     config, rng = plan.config, np.random.default_rng(seed)
     matrices = {
-        tensor.name: rng.standard_normal((tensor.rows, tensor.columns))
+        tensor.kind: rng.standard_normal((tensor.rows, tensor.columns))
         for tensor in tensor_layout(replace(config, n_layers=1))
-        if tensor.name in ("q", "k", "v", "o", "w1", "w2", "w3")
+        if tensor.kind in ("q", "k", "v", "o", "w1", "w2", "w3")
     }
     x = rng.standard_normal(config.dim)
     group = config.n_heads // config.n_kv_heads

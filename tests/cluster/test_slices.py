@@ -50,7 +50,7 @@ def test_slices_are_those_of_the_shares_and_give_back_the_model(tmp_path_factory
             assert list(mapped.tensors()) == list(stored.tensors()) == list(layout.tensors)
             expected = np.zeros(layout.nbytes, np.uint8)
             for info in layout.tensors:
-                rows, columns = share.slices[info.name]
+                rows, columns = share.slices[info.kind]
                 first, end = map(info.float_type.row_bytes, (columns.start, columns.stop))
                 raw = mapped.raw(info.name, info.layer)
                 assert raw.shape == (info.rows, info.row_bytes) == (len(rows), end - first)
@@ -80,7 +80,7 @@ def test_values(tmp_path, weight_type):
         layout = SliceLayout(share)
         mapped, stored = ModelSlice(model, share), StoredSlice(layout, read(model, layout, 0, layout.nbytes))
         for info in layout.tensors:
-            rows, columns = share.slices[info.name]
+            rows, columns = share.slices[info.kind]
             whole = model.f32(info.name, info.layer).reshape(-1, model.info(info.name, info.layer).columns)
             expected = whole[rows.start : rows.stop, columns.start : columns.stop].reshape(info.shape)
             for slices in (mapped, stored):

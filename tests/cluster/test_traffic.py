@@ -118,6 +118,18 @@ def test_a_round_takes_as_long_as_its_slowest_node():
     assert seconds((*pair, Traffic(0, 0)), (1, 1, 0), (fast, fast, far)) < 0.001
 
 
+def test_a_message_costs_a_slow_device_more():
+    fast, slow, slowest, unknown = (
+        replace(node, read_speed=speed) for node, speed in zip(equal_nodes(4), (28e9, 14e9, 1e6, None), strict=True)
+    )
+    assert [traffic.message_seconds(node) / COST for node in (fast, slow, slowest, unknown)] == [1, 2, 10, 1]
+
+
+def test_slow_devices_meet_in_a_butterfly_and_fast_ones_in_a_mesh():
+    fast, slow = equal_nodes(8, read_speed=40e9), equal_nodes(8, read_speed=4e9)
+    assert [make_plan(LLAMA2_7B, nodes, [1] * 8).form for nodes in (fast, slow)] == [Form.MESH, Form.BUTTERFLY]
+
+
 @given(configs(), st.data())
 def test_what_is_sent_is_received_in_the_faster_form(config, data):
     count = data.draw(st.integers(1, min(config.n_heads // head_unit(config), 9)))

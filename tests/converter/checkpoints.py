@@ -20,6 +20,11 @@ QWEN3 = {
     **LLAMA, "architectures": ["Qwen3ForCausalLM"], "head_dim": 24, "rope_theta": 1000000, "rms_norm_eps": 1e-06,
     "use_sliding_window": False, "sliding_window": None, "tie_word_embeddings": True,
 }  # fmt: skip
+QWEN3_MOE = {
+    **QWEN3, "architectures": ["Qwen3MoeForCausalLM"], "num_experts": 5, "num_experts_per_tok": 2,
+    "moe_intermediate_size": 64, "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": [],
+    "tie_word_embeddings": False,
+}  # fmt: skip
 LLAMA3_1 = {
     **LLAMA,
     "rope_theta": 500000.0,
@@ -28,7 +33,7 @@ LLAMA3_1 = {
         "original_max_position_embeddings": 32,
     },
 }  # fmt: skip
-CONFIGS = {"llama": LLAMA, "mistral": MISTRAL, "qwen3": QWEN3, "llama3.1": LLAMA3_1}
+CONFIGS = {"llama": LLAMA, "mistral": MISTRAL, "qwen3": QWEN3, "qwen3-moe": QWEN3_MOE, "llama3.1": LLAMA3_1}
 
 
 def safetensors_bytes(tensors: dict[str, tuple[str, tuple, bytes]]) -> bytes:
@@ -65,15 +70,25 @@ def shapes(config: dict) -> dict[str, tuple[int, ...]]:
         result |= {
             prefix + "input_layernorm.weight": (dim,),
             prefix + "post_attention_layernorm.weight": (dim,),
-            prefix + "mlp.gate_proj.weight": (hidden, dim),
-            prefix + "mlp.up_proj.weight": (hidden, dim),
-            prefix + "mlp.down_proj.weight": (dim, hidden),
             prefix + "self_attn.q_proj.weight": (q_dim, dim),
             prefix + "self_attn.k_proj.weight": (kv_dim, dim),
             prefix + "self_attn.v_proj.weight": (kv_dim, dim),
             prefix + "self_attn.o_proj.weight": (dim, q_dim),
         }
-        if config["architectures"] == ["Qwen3ForCausalLM"]:
+        ffn = prefix + "mlp."
+        if "num_experts" in config:
+            result |= {ffn + "gate.weight": (config["num_experts"], dim)}
+            networks = [f"{ffn}experts.{expert}." for expert in range(config["num_experts"])]
+            width = config["moe_intermediate_size"]
+        else:
+            networks, width = [ffn], hidden
+        for network in networks:
+            result |= {
+                network + "gate_proj.weight": (width, dim),
+                network + "up_proj.weight": (width, dim),
+                network + "down_proj.weight": (dim, width),
+            }
+        if config["architectures"][0].startswith("Qwen3"):
             result |= {
                 prefix + "self_attn.q_norm.weight": (head_dim,),
                 prefix + "self_attn.k_norm.weight": (head_dim,),

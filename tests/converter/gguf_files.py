@@ -17,6 +17,10 @@ QWEN3 = {
     **{key.replace("llama.", "qwen3."): value for key, value in LLAMA.items()}, "general.architecture": "qwen3",
     "qwen3.attention.key_length": 32, "qwen3.attention.value_length": 32, "qwen3.rope.freq_base": 1e6,
 }  # fmt: skip
+QWEN3_MOE = {
+    **{key.replace("qwen3.", "qwen3moe."): value for key, value in QWEN3.items()}, "general.architecture": "qwen3moe",
+    "qwen3moe.expert_count": 5, "qwen3moe.expert_used_count": 2, "qwen3moe.expert_feed_forward_length": 64,
+}  # fmt: skip
 VOCAB = 50
 
 
@@ -65,10 +69,17 @@ def shapes(metadata: dict) -> dict[str, tuple[int, ...]]:
     for layer in range(get("block_count")):
         names = {
             "attn_norm": (dim,), "ffn_norm": (dim,), "attn_q": (q_dim, dim), "attn_k": (kv_dim, dim),
-            "attn_v": (kv_dim, dim), "attn_output": (dim, q_dim), "ffn_gate": (hidden, dim), "ffn_up": (hidden, dim),
-            "ffn_down": (dim, hidden),
+            "attn_v": (kv_dim, dim), "attn_output": (dim, q_dim),
         }  # fmt: skip
-        if arch == "qwen3":
+        if arch == "qwen3moe":
+            experts, width = get("expert_count"), get("expert_feed_forward_length")
+            names |= {
+                "ffn_gate_inp": (experts, dim), "ffn_gate_exps": (experts, width, dim),
+                "ffn_up_exps": (experts, width, dim), "ffn_down_exps": (experts, dim, width),
+            }  # fmt: skip
+        else:
+            names |= {"ffn_gate": (hidden, dim), "ffn_up": (hidden, dim), "ffn_down": (dim, hidden)}
+        if arch.startswith("qwen3"):
             names |= {"attn_q_norm": (head_dim,), "attn_k_norm": (head_dim,)}
         result |= {f"blk.{layer}.{name}.weight": shape for name, shape in names.items()}
     return result

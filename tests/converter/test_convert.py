@@ -10,11 +10,11 @@ import pytest
 
 from converter.convert import Settings, convert
 from converter.quantise import quantise
-from converter.tensors import interleave_pairs
 from dllama.errors import FileError, FormatError
 from dllama.formats import FloatType, ModelFile, quantize
 from dllama.formats.imatrix import ImportanceMatrix, write_imatrix
 from dllama.formats.manifest import read_manifest
+from dllama.formats.rotary import interleave_pairs
 from tests.converter.checkpoints import (
     LLAMA,
     QWEN3,

@@ -10,7 +10,7 @@ from converter.hf_config import linear_scaling
 from converter.to_gguf import to_gguf
 from dllama.errors import FileError, FormatError
 from dllama.formats import FloatType, ModelFile, RopeType
-from tests.converter.gguf_files import KINDS, LLAMA, QWEN3, VOCAB, gguf_bytes, model, random_blocks
+from tests.converter.gguf_files import KINDS, LLAMA, QWEN3, QWEN3_MOE, VOCAB, gguf_bytes, model, random_blocks
 from tests.formats.models import config, write_random
 from tests.tokenizer.models import as_t, train
 
@@ -36,6 +36,31 @@ def test_the_shape(tmp_path, metadata):
     assert c.rope_type is (RopeType.HALF_SPLIT if qwen3 else RopeType.LLAMA)
     assert open_file(path, FloatType.Q80).config.seq_len == 77
     assert (checkpoint.kind, checkpoint.files) == ("GGUF file", [path])
+
+
+@pytest.mark.parametrize("kind", ["F32", "Q4_0", "Q6_K"])
+def test_an_expert_s_matrices_are_parts_of_a_tensor(tmp_path, kind):
+    if kind == "Q6_K":
+        gguf = pytest.importorskip("gguf")
+    wide = QWEN3_MOE if kind != "Q6_K" else {
+        **QWEN3_MOE, "qwen3moe.embedding_length": 256, "qwen3moe.expert_feed_forward_length": 256,
+    }  # fmt: skip
+    tensors = model(wide, {"_exps": kind})
+    checkpoint = open_file(write(tmp_path / "a.gguf", wide, tensors), FloatType.Q40)
+    c, sources = checkpoint.config, by_name(checkpoint)
+    assert (c.n_experts, c.n_active_experts, c.hidden_dim) == (5, 2, 96)
+    assert c.moe_hidden_dim == wide["qwen3moe.expert_feed_forward_length"]
+    assert sources["router", 1][1].name == "blk.1.ffn_gate_inp.weight"
+    for name, theirs in (("w1", "gate"), ("w2", "down"), ("w3", "up")):
+        _, shape, raw = tensors[f"blk.1.ffn_{theirs}_exps.weight"]
+        rows = np.frombuffer(raw, np.uint8).reshape(5, shape[1], -1)[3]
+        info, source = sources[f"{name}.3", 1]
+        assert source.shape == info.shape == shape[1:]
+        if kind == "Q6_K":
+            expected = gguf.quants.dequantize(rows, gguf.GGMLQuantizationType.Q6_K)
+            np.testing.assert_array_equal(source.rows(0, info.rows), expected)
+        else:
+            np.testing.assert_array_equal(source.stored(0, info.rows, SAME[kind]), rows)
 
 
 def test_a_tied_output_matrix_is_the_embedding(tmp_path):
@@ -175,9 +200,21 @@ def without(name: str) -> dict:
 @pytest.mark.parametrize(
     "metadata, tensors, reason",
     [
-        ({"general.architecture": "gpt2"}, None, r"architecture gpt2 cannot be converted \(known: llama, qwen3\)"),
+        ({"general.architecture": "gpt2"}, None, r"gpt2 cannot be converted \(known: llama, qwen3, qwen3moe\)"),
         ({"general.architecture": 5}, None, "architecture 5 cannot"),
         ({"llama.expert_count": 8}, None, "mixture of experts"),
+        ({**QWEN3_MOE, "qwen3moe.expert_count": 0}, None, "n_experts is 0"),
+        ({**QWEN3_MOE, "qwen3moe.expert_used_count": 9}, None, "n_active_experts is 9"),
+        (
+            {**QWEN3_MOE, "qwen3moe.expert_count": 6},
+            model(QWEN3_MOE),
+            r"ffn_gate_inp.weight is \[5, 64\], the metadata call for \[6",
+        ),
+        (
+            {**QWEN3_MOE, "qwen3moe.expert_feed_forward_length": 32},
+            model(QWEN3_MOE),
+            r"ffn_gate_exps.weight is \[5, 64, 64\], the metadata call for \[5, 32, 64\]",
+        ),
         ({"split.count": 3}, None, "one of several parts"),
         ({"llama.context_length": "x"}, None, "llama.context_length is not one whole number"),
         ({"llama.attention.head_count": 0}, None, "head_count is 0"),

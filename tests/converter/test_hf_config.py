@@ -9,7 +9,7 @@ from converter.hf_config import parse_config, read_config
 from dllama.engine.rope import frequencies
 from dllama.errors import FormatError
 from dllama.formats import Arch, FloatType, ModelConfig, RopeType
-from tests.converter.checkpoints import CONFIGS, LLAMA, LLAMA3_1, MISTRAL, QWEN3
+from tests.converter.checkpoints import CONFIGS, LLAMA, LLAMA3_1, MISTRAL, QWEN3, QWEN3_MOE
 
 
 def parse(values, **changes):
@@ -34,6 +34,14 @@ def test_qwen3():
     config, tied = parse(QWEN3)
     assert (config.arch, config.rope_type, config.head_dim, tied) == (Arch.QWEN3, RopeType.HALF_SPLIT, 24, True)
     assert (config.norm_epsilon, config.rope_theta) == (1e-6, 1e6)
+
+
+def test_qwen3_moe():
+    config, tied = parse(QWEN3_MOE)
+    assert (config.arch, config.rope_type, tied) == (Arch.QWEN3_MOE, RopeType.HALF_SPLIT, False)
+    assert (config.n_experts, config.n_active_experts, config.moe_hidden_dim, config.hidden_dim) == (5, 2, 64, 96)
+    newer = without(QWEN3_MOE, "num_experts", "decoder_sparse_step", "mlp_only_layers") | {"num_local_experts": 5}
+    assert parse(newer) == (config, tied)
 
 
 def test_llama3_1_in_both_spellings():
@@ -129,6 +137,16 @@ def test_a_sliding_window_converts_up_to_its_length():
         ({**LLAMA, "rope_scaling": "llama3"}, "differ between layers"),
         ({**LLAMA, "rope_parameters": {"full_attention": {}}}, "differ between layers"),
         ({**QWEN3, "rope_scaling": LLAMA3_1["rope_scaling"]}, "rope scaling llama3 is not supported"),
+        (without(QWEN3_MOE, "norm_topk_prob"), "norm_topk_prob is not true"),
+        ({**QWEN3_MOE, "norm_topk_prob": False}, "norm_topk_prob is not true"),
+        ({**QWEN3_MOE, "decoder_sparse_step": 2}, "layers without experts"),
+        ({**QWEN3_MOE, "mlp_only_layers": [0]}, "layers without experts"),
+        ({**QWEN3_MOE, "n_shared_experts": 1}, "experts that all tokens share"),
+        ({**QWEN3_MOE, "shared_expert_intermediate_size": 64}, "experts that all tokens share"),
+        (without(QWEN3_MOE, "num_experts"), "num_experts is missing"),
+        (without(QWEN3_MOE, "moe_intermediate_size"), "moe_intermediate_size is missing"),
+        ({**QWEN3_MOE, "num_experts_per_tok": 6}, "n_active_experts is 6, not between 1 and 5"),
+        ({**QWEN3_MOE, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope scaling yarn is not supported"),
         ({**MISTRAL, "sliding_window": "64"}, "sliding_window is '64'"),
     ],
 )
@@ -152,7 +170,7 @@ json_values = st.one_of(
 @given(
     values=st.sampled_from(sorted(CONFIGS)).map(CONFIGS.get),
     changes=st.dictionaries(
-        st.sampled_from([*LLAMA, "head_dim", "sliding_window", "use_sliding_window", "rope_parameters"]), json_values
+        st.sampled_from([*QWEN3_MOE, "rope_parameters", "num_local_experts", "n_shared_experts"]), json_values
     ),
 )
 def test_any_values_give_a_config_or_a_value_error(values, changes):

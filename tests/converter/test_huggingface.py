@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from converter.convert import Settings, convert
-from converter.huggingface import IN_LAYER, read_tensors
-from converter.tensors import interleave_pairs
+from converter.huggingface import checkpoint_name, read_tensors
 from dllama.errors import FileError, FormatError
 from dllama.formats import FloatType, ModelFile
+from dllama.formats.rotary import interleave_pairs
 from tests.converter.checkpoints import (
     CONFIGS,
     LLAMA,
@@ -46,8 +46,8 @@ def test_every_tensor_arrives(tmp_path, name, dtype, shards):
                 source = {"embedding": "model.embed_tokens", "final_norm": "model.norm", "output": "lm_head"}
                 expected = weights[source["embedding" if tied else info.name] + ".weight"]
             else:
-                expected = weights[f"model.layers.{info.layer}.{IN_LAYER[info.name]}"]
-                if info.name in ("q", "k") and name != "qwen3":
+                expected = weights[checkpoint_name(info, False)]
+                if info.name in ("q", "k") and not name.startswith("qwen3"):
                     expected = interleave_pairs(expected, file.config.head_dim)
             np.testing.assert_array_equal(stored, expected)
 

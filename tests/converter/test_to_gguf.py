@@ -18,11 +18,11 @@ from dllama.formats.vocabulary import Vocabulary, write_t
 from dllama.llama import Llama
 from dllama.tokenizer import load_tokenizer
 from tests.converter.corpus import CORPUS, NAMES, recorded
-from tests.formats.models import LLAMA, LLAMA3_1, QWEN3, config, write_random
+from tests.formats.models import LLAMA, LLAMA3_1, QWEN3, QWEN3_MOE, config, write_random
 from tests.tokenizer.models import as_t, train
 
 LINEAR = {**LLAMA, "rope_type": RopeType.LLAMA3_1, **linear_scaling(4.0)}
-SHAPES = {"llama": LLAMA, "qwen3": QWEN3, "llama3.1": LLAMA3_1, "linear": LINEAR}
+SHAPES = {"llama": LLAMA, "qwen3": QWEN3, "llama3.1": LLAMA3_1, "linear": LINEAR, "qwen3-moe": QWEN3_MOE}
 VOCAB = 400
 
 

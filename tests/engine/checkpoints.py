@@ -1,4 +1,4 @@
-"""Seven random checkpoints, the same on every machine, whose logits transformers has told.
+"""Eight random checkpoints, the same on every machine, whose logits transformers has told.
 
 The weights come from numpy's PCG64 generator, whose streams do not change between versions.
 """
@@ -9,6 +9,7 @@ import numpy as np
 
 from tests.converter.checkpoints import LLAMA as SMALL
 from tests.converter.checkpoints import QWEN3 as SMALL_QWEN3
+from tests.converter.checkpoints import QWEN3_MOE as SMALL_QWEN3_MOE
 from tests.converter.checkpoints import shapes, write
 
 RECORDED = Path(__file__).parent / "transformers_logits.npz"
@@ -26,11 +27,12 @@ LLAMA3 = {
     },
 }  # fmt: skip
 QWEN3 = {**SMALL_QWEN3, "model_type": "qwen3"}
+QWEN3_MOE = {**SMALL_QWEN3_MOE, "model_type": "qwen3_moe"}
 TIED = {**SMALL, "tie_word_embeddings": True, "head_dim": 24}
 LINEAR = {**SMALL, "rope_scaling": {"rope_type": "linear", "factor": 4.0}}
 CONFIGS = {
     "mha": MHA, "gqa": GQA, "odd head size": ODD, "llama3 rope": LLAMA3, "linear rope": LINEAR, "tied": TIED,
-    "qwen3": QWEN3,
+    "qwen3": QWEN3, "qwen3-moe": QWEN3_MOE,
 }  # fmt: skip
 
 

@@ -26,13 +26,18 @@ LLAMA3_1 = {
 QWEN3 = {
     **MHA, "arch": Arch.QWEN3, "n_kv_heads": 1, "head_dim": 24, "rope_type": RopeType.HALF_SPLIT, "norm_epsilon": 1e-6,
 }  # fmt: skip
+QWEN3_MOE = {
+    **QWEN3, "arch": Arch.QWEN3_MOE, "n_experts": 7, "n_active_experts": 3, "moe_hidden_dim": 36,
+}  # fmt: skip
 GELU = {**MHA, "activation": Activation.GELU}
 SHAPES = {
     "mha": MHA, "gqa": GQA, "odd": ODD, "mistral": MISTRAL, "llama3.1": LLAMA3_1, "qwen3": QWEN3, "gelu": GELU,
+    "qwen3-moe": QWEN3_MOE,
 }  # fmt: skip
 
 # All of them with rows of whole blocks of 32.
 BLOCKED = {**GQA, "dim": 96, "head_dim": 16}
+BLOCKED_MOE = {**QWEN3_MOE, "dim": 96, "moe_hidden_dim": 64, "head_dim": 16}
 
 
 def random_model(path: Path, shape: dict, weight_type: FloatType = FloatType.F32, seed: int = 0) -> ModelFile:

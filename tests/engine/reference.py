@@ -58,10 +58,12 @@ def logits(
     tokens: Sequence[int],
     act: Callable[[np.ndarray], np.ndarray] = exact,
     cache: Callable[[np.ndarray], np.ndarray] = exact,
+    see: Callable[[str, int | None, np.ndarray], None] = lambda name, layer, x: None,
 ) -> np.ndarray:
     """float64 [tokens, vocab]: causal logits of one sequence.
 
-    act: rounds the inputs of products;  cache: rounds keys and values, head by head
+    act: rounds the inputs of products;  cache: rounds keys and values, head by head;  see: is told what each matrix is
+    multiplied with
     """
     c = model.config
 
@@ -69,7 +71,25 @@ def logits(
         return model.f32(name, layer).astype(np.float64)
 
     def product(x, name, layer=None):
+        see(name, layer, x)
         return act(x) @ matrix(name, layer).T
+
+    def feed_forward(h, layer, expert=""):
+        gate, up = product(h, "w1" + expert, layer), product(h, "w3" + expert, layer)
+        if c.activation is Activation.GELU:
+            gate = gate * 0.5 * (1 + np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3)))
+        else:
+            gate = gate / (1 + np.exp(-gate))
+        return product(gate * up, "w2" + expert, layer)
+
+    def mixture(h, layer):
+        scores = h @ matrix("router", layer).T
+        out = np.zeros_like(h)
+        for row, chosen in enumerate(np.argsort(-scores, axis=-1)[:, : c.n_active_experts]):
+            weights = np.exp(scores[row, chosen])
+            for expert, weight in zip(chosen, weights / weights.sum(), strict=True):
+                out[row] += weight * feed_forward(h[row], layer, f".{expert}")
+        return out
 
     x = matrix("embedding")[tokens]
     n = len(tokens)
@@ -95,10 +115,8 @@ def logits(
         attention = np.einsum("hqk,khd->qhd", weights, v).reshape(n, c.q_dim)
         x = x + product(attention, "o", layer)
         h = rms_norm(x, matrix("ffn_norm", layer), c.norm_epsilon)
-        gate, up = product(h, "w1", layer), product(h, "w3", layer)
-        if c.activation is Activation.GELU:
-            gate = gate * 0.5 * (1 + np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3)))
+        if c.arch.has_experts:
+            x = x + mixture(h, layer)
         else:
-            gate = gate / (1 + np.exp(-gate))
-        x = x + product(gate * up, "w2", layer)
+            x = x + feed_forward(h, layer)
     return product(rms_norm(x, matrix("final_norm"), c.norm_epsilon), "output")

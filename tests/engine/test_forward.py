@@ -9,7 +9,7 @@ from dllama.formats import FloatType
 from dllama.kernels import tags
 from dllama.kernels.team import Team
 from tests.engine import reference
-from tests.engine.models import BLOCKED, SHAPES, random_model
+from tests.engine.models import BLOCKED, BLOCKED_MOE, SHAPES, random_model
 
 N = 45
 EXACT = tags.F32, tags.F32
@@ -101,7 +101,28 @@ def test_every_format(build, weight_type, act, cache, tipped, unrounded, pieces)
     assert errors(found, reference.logits(engine.source, tokens)).max() < unrounded
 
 
-@pytest.mark.parametrize("shape", ["gqa", "qwen3"])
+@pytest.mark.parametrize("weight_type, act, cache, tipped, unrounded", [COMBINATIONS[i] for i in (0, 3, 4)])
+def test_experts_in_quantised_formats(build, weight_type, act, cache, tipped, unrounded):
+    """Without the rounding, a row may have chosen other experts."""
+    engine = build(BLOCKED_MOE, weight_type, act, cache)
+    tokens = tokens_for(engine)
+    found = run(engine, tokens, WAYS["pieces"])
+    rounded = errors(found, reference.logits(engine.source, tokens, ROUND_ACT[act], ROUND_CACHE[cache]))
+    assert rounded.min() < 1e-6
+    assert rounded.max() < tipped
+    assert np.median(errors(found, reference.logits(engine.source, tokens))) < unrounded
+
+
+def test_experts_without_a_finite_logit(build):
+    """A damaged router leaves the engine to choose somebody, whatever comes of it."""
+    engine = build(SHAPES["qwen3-moe"])
+    with open(engine.source.path, "r+b") as file:
+        file.seek(engine.source.info("router", 0).offset)
+        file.write(np.full(7 * 64, np.nan, "<f4").tobytes())
+    assert np.isnan(run(engine, tokens_for(engine), [N])).all()
+
+
+@pytest.mark.parametrize("shape", ["gqa", "qwen3", "qwen3-moe"])
 def test_long_prompts_past_a_full_batch(build, shape):
     engine = build(SHAPES[shape])
     tokens = tokens_for(engine, 2 * MAX_ROWS + 9)
@@ -162,8 +183,9 @@ def test_threads_do_not_change_a_bit_in_float32(build, shape):
     assert_same_for_all_threads(build, SHAPES[shape], FloatType.F32, *EXACT)
 
 
-def test_threads_do_not_change_a_bit_in_q40(build):
-    assert_same_for_all_threads(build, {**BLOCKED, "vocab_size": 999, "hidden_dim": 480}, FloatType.Q40, *FAST)
+@pytest.mark.parametrize("shape", [{**BLOCKED, "hidden_dim": 480}, {**BLOCKED_MOE, "moe_hidden_dim": 480}])
+def test_threads_do_not_change_a_bit_in_q40(build, shape):
+    assert_same_for_all_threads(build, {**shape, "vocab_size": 999}, FloatType.Q40, *FAST)
 
 
 def assert_same_for_all_threads(build, *settings):

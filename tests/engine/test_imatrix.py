@@ -1,5 +1,7 @@
 """What enters the products, as the engine records it, against the float64 reference."""
 
+from collections import defaultdict
+
 import numpy as np
 import pytest
 
@@ -11,9 +13,6 @@ from dllama.kernels import tags
 from dllama.kernels.team import Team
 from tests.engine import reference
 from tests.engine.models import BLOCKED, MHA, SHAPES, random_model
-
-PRODUCTS = ("q", "k", "v", "o", "w1", "w3", "w2")
-"""In the order in which the reference computes them."""
 
 
 @pytest.fixture(scope="module", params=[1, 2])
@@ -30,16 +29,9 @@ def windows_for(model, lengths, seed=1) -> list[list[int]]:
 
 def expected_means(model, windows) -> dict:
     """The mean square of each column of what the reference multiplies, float64."""
-    keys = [(name, layer) for layer in range(model.config.n_layers) for name in PRODUCTS] + [("output", None)]
-    inputs = {key: [] for key in keys}
+    inputs = defaultdict(list)
     for window in windows:
-        order = iter(keys)
-
-        def keep(x, order=order):
-            inputs[next(order)].append(x)
-            return x
-
-        reference.logits(model, window, act=keep)
+        reference.logits(model, window, see=lambda name, layer, x: inputs[name, layer].append(np.atleast_2d(x)))
     return {key: np.square(np.concatenate(rows)).mean(axis=0) for key, rows in inputs.items()}
 
 
@@ -66,6 +58,19 @@ def test_means_of_every_weight_type(tmp_path, team, weight_type):
     model = random_model(tmp_path / "model.m", BLOCKED, weight_type)
     recorder = Recorder(model, team, tags.Q80, tags.F16, 64)
     check(recorder, model, windows_for(model, [64, 30]), 0.1)
+
+
+def test_an_expert_that_nobody_chose(tmp_path, team):
+    """One token has three of the seven."""
+    model = random_model(tmp_path / "model.m", SHAPES["qwen3-moe"])
+    recorder = Recorder(model, team, tags.F32, tags.F32, 16)
+    recorder.record([1])
+    means = recorder.means()
+    for layer in range(2):
+        idle = [expert for expert in range(7) if (means[f"w1.{expert}", layer] == 1).all()]
+        assert len(idle) == 4
+        assert all((means[f"{name}.{expert}", layer] == 1).all() for name in ("w2", "w3") for expert in idle)
+    assert {(info.name, info.layer) for info in model.tensors() if not info.is_whole} == {*means, ("embedding", None)}
 
 
 def test_weights_that_are_not_finite(tmp_path, team):

@@ -16,7 +16,8 @@ LLAMA3_1 = {
     "rope_scaling_high_freq_factor": 4.0,
     "rope_scaling_orig_seq_len": 32,
 }
-SHAPES = {"llama": LLAMA, "qwen3": QWEN3, "llama3.1": LLAMA3_1}
+QWEN3_MOE = {**QWEN3, "arch": Arch.QWEN3_MOE, "n_experts": 5, "n_active_experts": 2, "moe_hidden_dim": 32}
+SHAPES = {"llama": LLAMA, "qwen3": QWEN3, "llama3.1": LLAMA3_1, "qwen3-moe": QWEN3_MOE}
 
 
 def config(shape: dict = LLAMA, weight_type: FloatType = FloatType.Q40, **changes) -> ModelConfig:

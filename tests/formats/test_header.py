@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dllama.formats import Activation, FloatType, RopeType
+from dllama.formats import Activation, Arch, FloatType, RopeType
 from dllama.formats.header import EPSILONS, KEYS, MAGIC, MAX_HEADER_BYTES, pack_header, unpack_header
 from tests.formats.models import LLAMA, LLAMA3_1, QWEN3, SHAPES, config
 
@@ -13,6 +13,7 @@ BASE = {
     "n_experts": 0, "n_active_experts": 0, "vocab_size": 50, "seq_len": 77, "activation": 1, "rope_theta": 10000,
     "weight_type": 2,
 }  # fmt: skip
+MIXTURE = {"architecture": 0xABCD02, "n_experts": 4, "n_active_experts": 2, "moe_hidden_dim": 32}
 
 
 def header(values: dict | list) -> bytes:
@@ -39,10 +40,17 @@ def test_what_a_header_may_leave_out():
     assert (model.rope_type, model.activation) == (RopeType.LLAMA, Activation.SILU)
 
 
-def test_qwen3_is_half_split_whether_or_not_it_says_so():
-    qwen3 = {**BASE, "architecture": 0xABCD01}
-    for pairs in (qwen3, {**qwen3, "rope_type": 0}, {**qwen3, "rope_type": 1}):
-        assert unpack_header(header(pairs))[0].rope_type is RopeType.HALF_SPLIT
+@pytest.mark.parametrize("change", [{"architecture": 0xABCD01}, MIXTURE])
+def test_qwen3_is_half_split_whether_or_not_it_says_so(change):
+    for pairs in (change, {**change, "rope_type": 0}, {**change, "rope_type": 1}):
+        assert unpack_header(changed(**pairs))[0].rope_type is RopeType.HALF_SPLIT
+
+
+def test_a_mixture_of_experts_has_rows_of_its_experts_own_width():
+    """Of ``hidden_dim``, which Distributed Llama's files have besides, no tensor is."""
+    model, _ = unpack_header(changed(**MIXTURE, hidden_dim=100))
+    assert (model.arch, model.n_experts, model.n_active_experts) == (Arch.QWEN3_MOE, 4, 2)
+    assert (model.hidden_dim, model.moe_hidden_dim, model.ffn_dim) == (100, 32, 32)
 
 
 def test_a_scaling_factor_alone_means_llama3_1():
@@ -62,6 +70,10 @@ def test_a_scaling_factor_alone_means_llama3_1():
 
 def changed(**values):
     return header({**BASE, **values})
+
+
+def mixture(**values):
+    return changed(**{**MIXTURE, **values})
 
 
 def without(name):
@@ -85,8 +97,17 @@ def without(name):
         (header([*BASE.items(), ("dim", 64)]), r"key 2 \(dim\) appears twice"),
         (changed(version=7), "header version 7"),
         (changed(architecture=0xABCD77), "unknown architecture 0xabcd77"),
-        (changed(architecture=0xABCD02), "mixture of experts is not supported yet"),
-        (changed(n_experts=8), "mixture of experts is not supported yet"),
+        (changed(n_experts=8), "n_experts is 8, and llama has no experts"),
+        (changed(n_active_experts=1), "n_active_experts is 1, and llama has no experts"),
+        (changed(moe_hidden_dim=32), "moe_hidden_dim is 32, and llama has no experts"),
+        (mixture(n_experts=0), "n_experts is 0"),
+        (mixture(n_experts=2**31 - 1), "n_experts is 2147483647"),
+        (mixture(n_experts=2**16, n_layers=2), r"n_layers \* n_experts is 131072"),
+        (mixture(n_active_experts=0), "n_active_experts is 0"),
+        (mixture(n_active_experts=5), "n_active_experts is 5, not between 1 and 4"),
+        (mixture(moe_hidden_dim=0), "moe_hidden_dim is 0"),
+        (mixture(moe_hidden_dim=48), "moe_hidden_dim is 48.*multiple of 32"),
+        (mixture(rope_type=2), "lacks rope_scaling_factor"),
         (changed(weight_type=4), "unknown weight type 0x4"),
         (changed(activation=2), "unknown activation 0x2"),
         (changed(rope_type=3), "unknown rope type 0x3"),

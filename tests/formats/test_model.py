@@ -3,6 +3,7 @@ import subprocess
 import sys
 import textwrap
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dllama.errors import FileError, FormatError
-from dllama.formats import FloatType, ModelFile, ModelWriter, dequantize, quantize, tensor_layout
+from dllama.formats import FloatType, ModelFile, ModelWriter, dequantize, quantize, tensor_kinds, tensor_layout
 from dllama.formats.header import pack_header
-from tests.formats.models import LLAMA, QWEN3, SHAPES, config, random_tensors, write_random
+from tests.formats.models import LLAMA, QWEN3, QWEN3_MOE, SHAPES, config, random_tensors, write_random
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -39,6 +40,32 @@ def test_tensors_stand_in_the_order_of_the_format(tmp_path):
     assert [name for name, _ in tensors] == [*names, "final_norm", "output"]
     data = (tmp_path / "a.m").read_bytes()
     assert data == pack_header(model) + b"".join(values.tobytes() for values in tensors.values())
+
+
+def test_experts_stand_after_their_router_in_place_of_a_dense_network(tmp_path):
+    model = config(QWEN3_MOE, FloatType.F32, n_layers=1)
+    tensors = write_random(tmp_path / "a.m", model)
+    experts = [f"{name}.{expert}" for expert in range(5) for name in ("w1", "w2", "w3")]
+    norms = ["q_norm", "k_norm", "attention_norm", "ffn_norm", "final_norm"]
+    assert [name for name, _ in tensors] == ["embedding", *"qkvo", "router", *experts, *norms, "output"]
+    data = (tmp_path / "a.m").read_bytes()
+    assert data == pack_header(model) + b"".join(values.tobytes() for values in tensors.values())
+    with ModelFile(tmp_path / "a.m") as file:
+        info = file.info("w2.3", 0)
+    assert (info.kind, info.expert, info.shape, info.label) == ("w2", 3, (64, 32), "w2.3 of layer 0")
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_kinds_stand_for_all_tensors(shape):
+    model = config(SHAPES[shape])
+    tensors = list(tensor_layout(model))
+    for kind in tensor_kinds(model):
+        of_kind = [info for info in tensors if info.kind == kind.tensor.name]
+        same = [replace(info, name=info.kind, layer=None, offset=0) for info in of_kind]
+        assert same == [replace(kind.tensor, layer=None, offset=0)] * kind.count
+        share = 2 / 5 if shape == "qwen3-moe" and kind.tensor.name in ("w1", "w2", "w3") else 1
+        assert kind.active == share * kind.count
+    assert sum(kind.count for kind in tensor_kinds(model)) == len(tensors)
 
 
 def test_sizes_are_those_of_the_format():

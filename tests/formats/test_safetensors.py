@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from converter.safetensors import read_json, read_safetensors
-from dllama.errors import FileError, FormatError
+from dllama.errors import FormatError
+from dllama.formats.safetensors import read_safetensors, read_with_metadata, write_safetensors
 from tests.converter.checkpoints import LLAMA, random_weights, safetensors_bytes, write
 
 
@@ -47,6 +47,7 @@ def test_values_come_back(tmp_path, dtype):
         (file_of(b"[" * 100_000), "nested too deeply"),
         (file_of(b"[]"), "not a JSON object"),
         (file_of(b'{"a": {"dtype": "F32", "dtype": "F32"}}'), "dtype appears twice"),
+        (file_of({"__metadata__": {"a": 1}}), "__metadata__ does not map names to text"),
         (file_of({"a": 1}), "tensor a is not described by an object"),
         (file_of({"a": {}}), "tensor a lacks a proper dtype"),
         (file_of({"a": entry(shape=(-1,))}, bytes(8)), "tensor a lacks a proper"),
@@ -67,11 +68,6 @@ def test_refused_with_the_reason(tmp_path, data, reason):
     path.write_bytes(data)
     with pytest.raises(FormatError, match=f"a.safetensors: .*{reason}"):
         read_safetensors(path)
-
-
-def test_a_missing_file(tmp_path):
-    with pytest.raises(FileError, match="config.json: no such file"):
-        read_json(tmp_path / "config.json")
 
 
 def test_tensors_of_unknown_types_are_listed_and_not_read(tmp_path):
@@ -124,3 +120,25 @@ def test_any_bytes_give_tensors_inside_the_file_or_a_format_error(fuzzed, header
     for tensor in tensors.values():
         if len(tensor.shape) == 1 and tensor.dtype in ("F32", "F16", "BF16"):
             assert tensor.rows(0, 1).shape == (1, *tensor.shape)
+
+
+def test_what_is_written_is_read(tmp_path):
+    path = tmp_path / "a.safetensors"
+    rng = np.random.default_rng(0)
+    arrays = {"x": rng.standard_normal((2, 3), np.float32), "y": np.float16(rng.standard_normal((5,)))}
+    write_safetensors(path, arrays | {"z": arrays["x"].T}, {"kind": "of a test"})
+    tensors, metadata = read_with_metadata(path)
+    assert metadata == {"kind": "of a test"} and [tensor.dtype for tensor in tensors.values()] == ["F32", "F16", "F32"]
+    for name, values in arrays.items():
+        np.testing.assert_array_equal(tensors[name].values(), values)
+    np.testing.assert_array_equal(tensors["z"].values(), arrays["x"].T)
+    assert struct.unpack_from("<Q", path.read_bytes())[0] % 8 == 0
+
+
+def test_the_format_s_own_library_reads_what_is_written(tmp_path):
+    library = pytest.importorskip("safetensors", reason="the library's own word: pip install safetensors")
+    values = np.arange(6, dtype=np.float32).reshape(2, 3)
+    write_safetensors(tmp_path / "a.safetensors", {"x": values}, {"kind": "of a test"})
+    with library.safe_open(tmp_path / "a.safetensors", "numpy") as file:
+        assert file.metadata() == {"kind": "of a test"}
+        np.testing.assert_array_equal(file.get_tensor("x"), values)

@@ -1,22 +1,28 @@
-"""Reading a safetensors file, and JSON files as carefully.
+"""Safetensors files: tensors and a few words about them, read lazily and written whole or not at all.
 
 A file is ``uint64 header_bytes``, a JSON object of that length, then the tensors' bytes. The object maps a name to
 ``{"dtype", "shape", "data_offsets": [begin, end]}``, offsets counted from the end of the header; the tensors cover the
-bytes without gaps or overlaps (https://github.com/huggingface/safetensors#format). Everything is checked on opening.
+bytes without gaps or overlaps. Its ``__metadata__`` maps names to text
+(https://github.com/huggingface/safetensors#format). Everything is checked on opening.
 """
 
 import json
 import math
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from converter.tensors import ITEM_BYTES, Tensor
-from dllama.errors import FormatError
-from dllama.formats.files import open_regular
+import numpy as np
 
-MAX_JSON_BYTES = 100_000_000  # the limit that the format's own library sets
+from dllama.errors import FormatError
+from dllama.formats.files import AtomicFile, open_regular
+from dllama.formats.json_file import MAX_JSON_BYTES, parse_json
+from dllama.formats.tensor import ITEM_BYTES, Tensor
+
+METADATA = "__metadata__"
+WRITTEN = {np.dtype("<f4"): "F32", np.dtype("<f2"): "F16"}
+"""What can be written: dtype of an array -> its name in the file."""
 
 LFS_POINTER = b"version https://git-lfs"
 NOT_FETCHED = "a pointer of Git LFS, not the file itself: fetch it with 'git lfs pull'"
@@ -24,6 +30,11 @@ NOT_FETCHED = "a pointer of Git LFS, not the file itself: fetch it with 'git lfs
 
 def read_safetensors(path: str | os.PathLike) -> dict[str, Tensor]:
     """Every tensor of one safetensors file by name, from its checked header."""
+    return read_with_metadata(path)[0]
+
+
+def read_with_metadata(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """As ``read_safetensors``, and the file's metadata."""
     with open_regular(path) as file:
         nbytes = os.fstat(file.fileno()).st_size
         head = file.read(8)
@@ -36,48 +47,35 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, Tensor]:
             raise FormatError(path, f"truncated or not a safetensors file: a header of {header_bytes:,} bytes")
         text = file.read(header_bytes)
     try:
-        return dict(_tensors(Path(path), _parse_json(text), 8 + header_bytes, nbytes))
+        header = parse_json(text)
+        metadata = _metadata(header.pop(METADATA, {}))
+        return dict(_tensors(Path(path), header, 8 + header_bytes, nbytes)), metadata
     except ValueError as error:
         raise FormatError(path, str(error)) from None
 
 
-def read_json(path: str | os.PathLike) -> dict:
-    """The object in a JSON file; FormatError where there is none."""
-    with open_regular(path) as file:
-        text = file.read(MAX_JSON_BYTES + 1)
-    if len(text) > MAX_JSON_BYTES:
-        raise FormatError(path, f"larger than {MAX_JSON_BYTES:,} bytes")
-    try:
-        return _parse_json(text)
-    except ValueError as error:
-        raise FormatError(path, str(error)) from None
+def write_safetensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """Write float32 and float16 arrays in the order given. Raises FileError where the system refuses."""
+    header: dict[str, dict] = {METADATA: dict(metadata)}
+    end = 0
+    for name, array in tensors.items():
+        begin, end = end, end + array.nbytes
+        header[name] = {"dtype": WRITTEN[array.dtype], "shape": list(array.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so that the first tensor lies at a multiple of 8
+    with AtomicFile(path, 8 + len(text) + end) as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for array in tensors.values():
+            file.write(np.ascontiguousarray(array))
 
 
-def _parse_json(text: bytes) -> dict:
-    try:
-        value = json.loads(text.decode(), object_pairs_hook=_no_duplicates)
-    except RecursionError:
-        raise ValueError("not JSON: nested too deeply") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error}") from None
-    except UnicodeDecodeError:
-        raise ValueError("not JSON: not UTF-8 text") from None
-    if not isinstance(value, dict):
-        raise ValueError("not a JSON object")
-    return value
-
-
-def _no_duplicates(pairs: list[tuple]) -> dict:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        seen = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
-        raise ValueError(f"{twice} appears twice")
-    return result
+def _metadata(values) -> dict[str, str]:
+    if not isinstance(values, dict) or not all(isinstance(value, str) for value in values.values()):
+        raise ValueError(f"its {METADATA} does not map names to text")
+    return values
 
 
 def _tensors(path: Path, header: dict, data_start: int, nbytes: int) -> Iterator[tuple[str, Tensor]]:
-    header.pop("__metadata__", None)
     spans = []
     for name, entry in header.items():
         if not isinstance(entry, dict):

@@ -1,0 +1,103 @@
+"""The forward pass, compiled: what every thread of a team runs between two exchanges.
+
+A layer has two **segments**, and an exchange belongs after each: the attention segment turns the residual stream into
+this node's part of the attention output, the FFN segment into its part of the FFN output; with several nodes the parts
+are summed before the next segment adds them to the stream. Segment 2·l is the attention of layer l, 2·l + 1 its FFN,
+2·n_layers the output rows. On one node a whole step is one call of every thread. With several nodes the helpers still
+make one call, but stop at a gate before each segment until the leading thread, which comes back from its call to
+exchange the parts, calls again for the next.
+
+Within a segment `stages` follow one another.
+"""
+
+from dllama.engine.experts import choose, combine, gather, group, product_down, product_up, score
+from dllama.engine.stages import activate, attend_rows, convert, norm, product, rotate, whole_blocks
+from dllama.kernels.elementwise import add, rms_norm, to_acts
+from dllama.kernels.jit import jit
+from dllama.kernels.team import gate, meet, take
+
+
+@jit
+def run_segments(thread, weight, act, cache, step, layers, mixture, rows, first, last):
+    """Segments ``first`` up to ``last``; every thread of the team calls it with its own number.
+
+    mixture: ``EXPERT`` records [layers, experts], or None; a model without experts is compiled without their stages
+    """
+    s = step[0]
+    base = 0
+    for segment in range(first, last):
+        if s.gated:
+            base = 0
+            if gate(thread, s.sync, s.threads):
+                return
+        if segment == 2 * len(layers):
+            base = _output(thread, base, weight, act, s, rows)
+        elif segment % 2 == 0:
+            base = _attention(thread, base, weight, act, cache, s, layers[segment // 2], rows, segment)
+        elif mixture is None:
+            base = _feed_forward(thread, base, weight, act, s, layers[segment // 2])
+        else:
+            base = _mixture(thread, base, weight, act, s, layers[segment // 2], mixture[segment // 2])
+
+
+@jit
+def _attention(thread, base, weight, act, cache, s, layer, rows, segment):
+    query_width, kv_width = s.heads * s.head_dim, s.kv_heads * s.head_dim
+    base = norm(thread, base, weight, act, s, layer.attention_norm, segment > 0)
+    base = product(
+        thread, base, weight, act, s, s.dim, s.dim_bytes, s.dim_acts, s.dim_stride, s.rows,
+        layer.q, query_width, layer.k, kv_width, layer.v, kv_width, s.qkv, s.qkv_stride,
+    )  # fmt: skip
+    base = rotate(thread, base, cache, s, layer, rows, segment // 2)
+    base = attend_rows(thread, base, cache, s, rows, segment // 2)
+    base = convert(thread, base, weight, act, s, s.attention, s.attention_stride, query_width, s.q_acts, s.q_stride)
+    return product(
+        thread, base, weight, act, s, query_width, s.q_bytes, s.q_acts, s.q_stride, s.rows,
+        layer.o, s.dim, layer.o, 0, layer.o, 0, s.y, s.x_stride,
+    )  # fmt: skip
+
+
+@jit
+def _feed_forward(thread, base, weight, act, s, layer):
+    base = norm(thread, base, weight, act, s, layer.ffn_norm, True)
+    base = product(
+        thread, base, weight, act, s, s.dim, s.dim_bytes, s.dim_acts, s.dim_stride, s.rows,
+        layer.w1, s.hidden_dim, layer.w3, s.hidden_dim, layer.w1, 0, s.hidden, s.hidden_row_stride,
+    )  # fmt: skip
+    base = activate(thread, base, weight, act, s, s.rows)
+    return product(
+        thread, base, weight, act, s, s.hidden_dim, s.hidden_bytes, s.hidden_acts, s.hidden_stride, s.rows,
+        layer.w2, s.dim, layer.w2, 0, layer.w2, 0, s.y, s.x_stride,
+    )  # fmt: skip
+
+
+@jit
+def _mixture(thread, base, weight, act, s, layer, experts):
+    """Each row's mix of the outputs of the experts that it chooses."""
+    base = norm(thread, base, weight, act, s, layer.ffn_norm, True)
+    base = score(thread, base, s, layer.router)
+    base = choose(thread, base, s)
+    group(thread, s)
+    base = gather(thread, base, s)
+    base = product_up(thread, base, weight, act, s, experts)
+    base = activate(thread, base, weight, act, s, s.places)
+    base = product_down(thread, base, weight, act, s, experts)
+    return combine(thread, base, s)
+
+
+@jit
+def _output(thread, base, weight, act, s, rows):
+    item = take(s.sync, base)
+    while item < s.logit_rows:
+        x = s.x + rows[item].wanted * s.x_stride
+        out = s.norm_out + item * s.x_stride
+        add(x, s.y + rows[item].wanted * s.x_stride, s.dim)
+        rms_norm(x, s.final_norm, out, s.dim, s.epsilon)
+        to_acts(weight, act, out, s.dim_acts + item * s.dim_stride, 0, whole_blocks(s.dim) // 32)
+        item = take(s.sync, base)
+    meet(s.sync, s.threads)
+    base += s.logit_rows + s.threads
+    return product(
+        thread, base, weight, act, s, s.dim, s.dim_bytes, s.dim_acts, s.dim_stride, s.logit_rows,
+        s.output, s.vocab, s.output, 0, s.output, 0, s.logits, s.logits_stride,
+    )  # fmt: skip
