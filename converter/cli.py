@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from converter import to_gguf
+from converter import privatelora, to_gguf
 from converter.convert import Settings, convert
 from converter.progress import progress
 from converter.tokenizer import convert_tokenizer
@@ -120,8 +120,8 @@ def hf(folder: Path, **options) -> None:
     """Convert a Hugging Face checkpoint to a .m file.
 
     FOLDER holds config.json and model.safetensors or pytorch_model.bin, or several such files and their index, of a
-    LlamaForCausalLM, MistralForCausalLM or Qwen3ForCausalLM model in bf16, f16 or f32. It is read a few megabytes at a
-    time, so a model larger than the memory converts as well.
+    LlamaForCausalLM, MistralForCausalLM, Qwen3ForCausalLM or Qwen3MoeForCausalLM model in bf16, f16 or f32. It is read
+    a few megabytes at a time, so a model larger than the memory converts as well.
 
     \b
     Examples:
@@ -155,8 +155,8 @@ def meta(folder: Path, **options) -> None:
 def gguf(file: Path, **options) -> None:
     """Convert the model in a GGUF file to a .m file.
 
-    FILE holds a llama or qwen3 model. Weights of its Q4_0 and Q8_0 are copied where the .m file has the same type;
-    those of K-quants are rounded a second time, so a file of larger type gives a better model.
+    FILE holds a llama, qwen3 or qwen3moe model. Weights of its Q4_0 and Q8_0 are copied where the .m file has the same
+    type; those of K-quants are rounded a second time, so a file of larger type gives a better model.
 
     \b
     Examples:
@@ -219,3 +219,4 @@ def tokenizer(path: Path, output: Path, force: bool) -> None:
 
 
 main.add_command(to_gguf.command)
+main.add_command(privatelora.command)

@@ -28,6 +28,10 @@ class ModelError(DllamaError):
     """A model that cannot be run as asked: unsupported shape, or a tokenizer that does not belong to it."""
 
 
+class AdapterError(DllamaError):
+    """An adapter that cannot be used: of another model or rank, of the other half, or not supported."""
+
+
 class PromptError(DllamaError):
     """A prompt that cannot be run: empty, or longer than the context."""
 

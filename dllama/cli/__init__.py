@@ -11,6 +11,7 @@ from dllama.cli.key import key
 from dllama.cli.perplexity import perplexity
 from dllama.cli.plan import plan
 from dllama.cli.program import Program
+from dllama.cli.train import train
 from dllama.cli.worker import worker
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -42,5 +43,5 @@ def main() -> None:
     """
 
 
-for command in (inference, worker, key, cache, info, perplexity, plan, imatrix):
+for command in (inference, worker, key, cache, info, perplexity, plan, imatrix, train):
     main.add_command(command)

@@ -49,11 +49,13 @@ class Tokenizer(Protocol):
     """Text to token ids and back.
 
     bos_id: the id that begins a text, or None;  eos_ids: ids that end one;  chat_template: Jinja text, or None
+    special: how each special token is spelled -> its id
     """
 
     bos_id: int | None
     eos_ids: tuple[int, ...]
     chat_template: str | None
+    special: dict[str, int]
 
     @property
     def vocab_size(self) -> int: ...

@@ -66,8 +66,8 @@ class MergeTokenizer:
         self._merged = {piece: i for piece, i in self._ids.items() if scores[i] > UNMERGED}
         self._longest = max(map(len, self._merged), default=0)
         named = control | added | ({self._unknown_id} - {None})
-        self._special = {pieces[i].decode("utf-8", "replace"): i for i in sorted(named, reverse=True)}
-        self._special_pattern = special_pattern(self._special)
+        self.special = {pieces[i].decode("utf-8", "replace"): i for i in sorted(named, reverse=True)}
+        self._special_pattern = special_pattern(self.special)
         if self._unknown_id is not None:
             self._texts[self._unknown_id] = UNKNOWN
         if self.first_byte is not None:
@@ -84,7 +84,7 @@ class MergeTokenizer:
         known: dict[str, list[int]] = {}
         for i, part in enumerate(self._special_pattern.split(text) if special else [text]):
             if i % 2:
-                ids.append(self._special[part])
+                ids.append(self.special[part])
             elif self.byte_level:
                 for word in [part] if self.pre_tokenizer is None else words(part, self.pre_tokenizer):
                     if word not in known:

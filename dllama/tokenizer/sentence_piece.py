@@ -31,8 +31,8 @@ class SentencePieceTokenizer:
             self._library.is_control, self._library.is_unknown, self._library.is_byte)), strict=True)  # fmt: skip
         self._texts = [_text(*kind) for kind in kinds]
         special = (self._library.is_control, self._library.is_unknown)
-        self._special = {piece: i for i, piece in enumerate(pieces) if any(kind(i) for kind in special)}
-        self._special_pattern = special_pattern(self._special)
+        self.special = {piece: i for i, piece in enumerate(pieces) if any(kind(i) for kind in special)}
+        self._special_pattern = special_pattern(self.special)
         # Models that put a space before the text do so before a lone letter as well.
         self._has_prefix = (self._library.encode("a", out_type=str) or [""])[0].startswith(META_SPACE)
 
@@ -45,7 +45,7 @@ class SentencePieceTokenizer:
         check_unicode(text)
         ids = [self.bos_id] * (bos and self.bos_id is not None)
         for i, part in enumerate(self._special_pattern.split(text) if special else [text]):
-            ids += [self._special[part]] if i % 2 else self._library.encode(part)
+            ids += [self.special[part]] if i % 2 else self._library.encode(part)
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:

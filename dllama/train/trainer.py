@@ -1,6 +1,5 @@
 """A training run of a small LLaMA on a CPU: the optimizers and their schedule, checkpoints, and the loss."""
 
-import os
 import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from transformers import LlamaForCausalLM
 
 from dllama.errors import FileError
 from dllama.formats import FloatType, dequantize, quantize
+from dllama.train.checkpoint import load_state, save_state
 from dllama.train.corpus import epoch_batches
 
 # Shares of the budget:
@@ -144,14 +144,12 @@ class Trainer:
             "best": self.best,
             "random": torch.get_rng_state(),
         }
-        partial = path.with_suffix(".partial")
-        torch.save(state, partial)
-        os.replace(partial, path)
+        save_state(path, state)
 
     def restore(self, path: Path) -> None:
         """Continues where ``save`` left off. Raises FileError when the checkpoint belongs to another shape."""
+        state = load_state(path)
         try:
-            state = torch.load(path, weights_only=True)
             self.model.load_state_dict(state["model"])
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)

@@ -8,7 +8,7 @@ import pytest
 import dllama
 from tests.cli.program import ROOT, command, fails, succeeds
 
-NAMES = ("inference", "worker", "key", "cache", "info", "perplexity", "plan")
+NAMES = ("inference", "worker", "key", "cache", "info", "perplexity", "plan", "imatrix", "train")
 
 
 def test_version():
@@ -37,7 +37,7 @@ def test_help_of_a_command_has_examples(name):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("train",), "No such command 'train'; see 'dllama --help'"),
+        (("convert",), "No such command 'convert'; see 'dllama --help'"),
         (("info",), "Missing argument 'FILE'; see 'dllama info --help'"),
         (("info", "a", "--fast"), "No such option '--fast'; see 'dllama info --help'"),
         (("info", "a", "--context", "1,x"), "'1,x' is not a list of positive numbers"),

@@ -163,7 +163,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(data, tmp_path, monk
     "options, said",
     [
         (["--heads", "3"], "--heads must be a multiple"),
-        (["--resume"], "checkpoint.pt: No such file"),
+        (["--resume"], "checkpoint.pt: no such file"),
         (["--vocab-size", "32000"], "no vocabulary of 32000 pieces"),
         (["--context", "8"], "no test problem fits"),
         (["--batch", "4096"], "do not fill one batch"),

@@ -1,0 +1,1 @@
+"""What the demonstrations show: data made up for this project."""
