@@ -4,6 +4,7 @@ import click
 
 from dllama import __version__
 from dllama.cli.cache import cache
+from dllama.cli.doctor import doctor
 from dllama.cli.imatrix import imatrix
 from dllama.cli.inference import inference
 from dllama.cli.info import info
@@ -43,5 +44,5 @@ def main() -> None:
     """
 
 
-for command in (inference, worker, key, cache, info, perplexity, plan, imatrix, train):
+for command in (inference, worker, key, cache, info, perplexity, plan, doctor, imatrix, train):
     main.add_command(command)

@@ -12,6 +12,7 @@ import click
 
 from dllama.cli import quantities
 from dllama.cli.live import Live
+from dllama.cli.notify import Service
 from dllama.cli.program import INTERRUPTED
 from dllama.cli.progress import Progress
 from dllama.cli.quantities import Quantity
@@ -70,10 +71,16 @@ def worker(port, host, nthreads, memory, model, cache_limit, key_file, insecure,
     _end_at_signals()
     if parent_fd is not None:
         _end_with_parent(parent_fd)
-    live = Live()
-    progress = Progress(live, _log)
+    service = Service()
+
+    def log(line: str) -> None:
+        _log(line)
+        service.status(line)
+
+    progress = Progress(Live(), log)
     key = None if insecure else _key(key_file, host, port)
 
+    from dllama.cli.pulse import Pulse
     from dllama.cluster.slice_cache import SliceCache
     from dllama.cluster.worker import Worker, WorkerSettings
     from dllama.kernels.team import usable_cpus
@@ -90,10 +97,13 @@ def worker(port, host, nthreads, memory, model, cache_limit, key_file, insecure,
     served = Worker(settings, progress.say, progress)
     where = _join(host if host not in ANY_HOST else _own_address(), served.port)
     how = "--insecure: anybody who reaches it can use this device" if insecure else f"cluster key {key.fingerprint}"
-    _log(f"listening on {_join(host, served.port)}, {settings.nthreads} threads, {how}")
+    log(f"listening on {_join(host, served.port)}, {settings.nthreads} threads, {how}")
     _log(f"a root reaches it with --workers {where}" + (" --insecure" if insecure else ""))
     if parent_fd is not None:
         os.write(parent_fd, b"%d\n" % served.port)
+    if service.watchdog_seconds:
+        served.hub.add(Pulse(service.alive, service.watchdog_seconds / 3))
+    service.ready()
     served.serve()
 
 

@@ -31,8 +31,8 @@ MESSAGE_BYTES = 96
 ZMTP), and CurveZMQ's nonce, tag and command name (33 bytes a frame)."""
 
 MESSAGE_SECONDS, AT_SPEED = 25e-6, 28e9
-"""CPU time to send a message or to take one in (`bench.exchange`: 53 µs for both, AMD Zen 4, in the clear), and the read
-speed of the machine where it takes so long, in bytes a second."""
+"""CPU time to send a message or to take one in (`bench.exchange`: 53 µs for both, AMD Zen 4, in the clear), and the
+read speed of the machine where it takes so long, in bytes a second."""
 
 SLOWEST = 10
 """How many times as long it takes on the slowest devices."""

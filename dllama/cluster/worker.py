@@ -12,6 +12,7 @@ from dllama import __version__
 from dllama.cluster import wire
 from dllama.cluster.desk import Desk, RootGone, Superseded
 from dllama.cluster.digest import model_digest
+from dllama.cluster.hub import Hub
 from dllama.cluster.job import Job
 from dllama.cluster.join import Joining
 from dllama.cluster.key import ClusterKey
@@ -73,6 +74,11 @@ class Worker:
     @property
     def port(self) -> int:
         return self._listener.port
+
+    @property
+    def hub(self) -> Hub:
+        """What it listens to while it serves; others may add sources of theirs."""
+        return self._desk.hub
 
     def serve(self) -> None:
         """Does not return."""
