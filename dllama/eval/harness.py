@@ -57,11 +57,16 @@ class DllamaLM(TemplateLM):
         self._llama, stack = open_model(arguments)
         self._close = finalize(self, stack.close)
         self.tokenizer = self._llama.tokenizer
-        self.tokenizer_name = str(arguments.get("tokenizer", "embedded")).replace("/", "__")
+        self._tokenizer_name = str(arguments.get("tokenizer", "embedded")).replace("/", "__")
 
     def close(self) -> None:
         """Lets go of the model and its workers, as the end of the program does."""
         self._close()
+
+    @property
+    def tokenizer_name(self) -> str:
+        """What the harness files prepared requests under."""
+        return self._tokenizer_name
 
     @property
     def max_length(self) -> int:
@@ -75,9 +80,11 @@ class DllamaLM(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """What comes before a text: its bos token, or the end of the text before. ModelError where there is neither."""
-        bos = [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
-        return self._required([*bos, *self.tokenizer.eos_ids], "bos or end-of-text token")
+        """What comes before a text: the bos token that the tokenizer puts there, or the end of the text before.
+
+        Raises ModelError where there is neither. (A file may have a bos id that its model was never shown.)
+        """
+        return self._required([*self.tokenizer.encode(""), *self.tokenizer.eos_ids], "bos or end-of-text token")
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_) -> list[int]:
         """Ids of a text, as transformers has them: special tokens that it spells out are such, which is how a chat
@@ -168,7 +175,8 @@ class DllamaLM(TemplateLM):
 
     def _generation(self, prompt: str, asked: dict, seed: int) -> tuple[Generation, Reduction]:
         asked = normalize_gen_kwargs(asked, self.max_gen_toks)
-        until, most, do_sample = asked.pop("until"), asked.pop("max_gen_toks"), asked.pop("do_sample")
+        until, most = asked.pop("until"), asked.pop("max_gen_toks")
+        asked.pop("do_sample")  # where it is false, the temperature is 0
         values = {name: asked.pop(name) for name in SAMPLING if name in asked}
         if asked.pop("num_beams", 1) != 1 or asked:
             names = ", ".join(asked) or "num_beams above 1"
@@ -191,9 +199,7 @@ class DllamaLM(TemplateLM):
             log.warning("%d tokens where the context has room for %d: the first are left out", len(tokens), room)
         return tokens[-room:]
 
-    def _run(
-        self, requests: Sequence[Request], reduction: Reduction, name: str, disable_tqdm: bool
-    ) -> Iterator[int]:
+    def _run(self, requests: Sequence[Request], reduction: Reduction, name: str, disable_tqdm: bool) -> Iterator[int]:
         done = run(self._llama._engine, requests, reduction, self._lanes(requests))
         yield from tqdm(done, name, len(requests), disable=disable_tqdm)
 

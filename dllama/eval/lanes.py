@@ -1,7 +1,7 @@
 """Many requests over one engine: a step has rows of several of them, each in a sequence of its own."""
 
 from collections.abc import Iterator, Sequence
-from itertools import takewhile
+from os.path import commonprefix
 from typing import Any, Protocol
 
 from dllama.engine.candidates import Candidates, Reduction
@@ -85,5 +85,5 @@ class _Lane:
     def _begin(self) -> None:
         """Keeps of the sequence what the next request begins with; rows at later positions take the others' place."""
         request = self._queue[-1][1]
-        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(self._held, request.tokens)))  # noqa: B905
+        shared = len(commonprefix([self._held, request.tokens]))
         del self._held[min(shared, request.wanted_from) :]
