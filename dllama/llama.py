@@ -2,8 +2,9 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -15,10 +16,11 @@ from dllama.engine.forward import MAX_ROWS
 from dllama.engine.interface import NodeCost, Row
 from dllama.engine.local import LocalEngine
 from dllama.engine.sampler import Sampler, SamplerSettings
-from dllama.errors import ModelError, PromptError
+from dllama.errors import AdapterError, ModelError, PromptError
 from dllama.formats import FloatType, ModelFile
 from dllama.kernels import jit
 from dllama.kernels.team import Team, usable_cpus
+from dllama.lora import LoraAdapter, read_lora
 from dllama.tokenizer import load_tokenizer
 
 LOGIT_ROWS = 32
@@ -65,12 +67,14 @@ class Llama:
     nthreads: None takes every CPU this process may use; context: positions to make room for, None the model's own;
     weights_float_type: if given, the model file must hold this type; buffer_float_type: "q80" or "f32", what enters
     the products; kv_float_type: "f16", "f32" or "q80", how keys and values are kept; cluster: the workers that hold
-    the rest of the model, None for this machine alone; notify: called with a line when something takes long or goes
+    the rest of the model, None for this machine alone; adapters: LoRA adapters that texts may be generated with, the
+    folders that PEFT writes, by names of your choice; notify: called with a line when something takes long or goes
     wrong and is mended; progress: called with a task's name, the bytes done and in all, while weights are made ready.
 
     Raises FileError or FormatError for files that cannot be used, ModelError for a model and options that do not fit
-    each other, OutOfMemoryError before loading what cannot fit, KernelError for kernels this CPU cannot run, and
-    ClusterError or PlanError for workers that cannot be used.
+    each other, AdapterError for an adapter that is not supported or is another model's, OutOfMemoryError before loading
+    what cannot fit, KernelError for kernels this CPU cannot run, and ClusterError or PlanError for workers that cannot
+    be used.
     """
 
     def __init__(
@@ -84,6 +88,7 @@ class Llama:
         buffer_float_type: str = "q80",
         kv_float_type: str = "f16",
         cluster: ClusterSettings | None = None,
+        adapters: Mapping[str, str | os.PathLike] | None = None,
         notify: Callable[[str], None] = lambda line: None,
         progress: Callable[[str, int, int], None] = lambda task, done, total: None,
     ):
@@ -110,14 +115,15 @@ class Llama:
             raise ValueError(f"nthreads is {nthreads}: it must be 1 or more")
         self.kernels = jit.ISA.name
         types = FloatType.parse(buffer_float_type), FloatType.parse(kv_float_type)
+        loras = self._read(adapters or {})
         self._team = Team(self.nthreads)
         args = self._model, self._team, self.context, *types
         if cluster is None:
-            self._engine = LocalEngine(*args, notify, progress)
+            self._engine = LocalEngine(*args, loras, notify, progress)
         else:
             from dllama.cluster.root import ClusterEngine
 
-            self._engine = ClusterEngine(*args, cluster, notify, progress)
+            self._engine = ClusterEngine(*args, cluster, loras, notify, progress)
         self.prefill_ms = 0.0
         self.stop_reason: str | None = None
         self.load_ms = (time.perf_counter() - start) * 1e3
@@ -128,18 +134,24 @@ class Llama:
         return None if isinstance(self._engine, LocalEngine) else self._engine.plan
 
     def generate(
-        self, prompt: str | Sequence[int], steps: int = 64, sampler: SamplerSettings | None = None
+        self,
+        prompt: str | Sequence[int],
+        steps: int = 64,
+        sampler: SamplerSettings | None = None,
+        adapter: str | None = None,
     ) -> Iterator[Piece]:
         """Pieces of the text that continues the prompt (text, or token ids), as they come.
 
+        adapter: the name of one of the adapters; without it the model writes as it is.
+
         Ends at an end-of-text token, which is not yielded, after ``steps`` tokens or at the end of the context;
         ``stop_reason`` then says "eos", "steps" or "context". ``prefill_ms`` is the prompt's time. Raises PromptError
-        for a prompt that is empty or longer than the context.
+        for a prompt that is empty or longer than the context, AdapterError for a name that no adapter has.
         """
         tokens = self.encode(prompt)
         choose = Sampler(sampler or SamplerSettings(), self.config.vocab_size)
         decoder = self.tokenizer.stream()
-        sequence = self._engine.sequence()
+        sequence = self._sequence(adapter)
         self.stop_reason = None
         start = time.perf_counter()
         candidates = self._prefill(sequence, tokens, choose.reduction(tokens))
@@ -163,10 +175,11 @@ class Llama:
             yield Piece(text, token, (time.perf_counter() - start) * 1e3, nodes)
         self.stop_reason = "steps"
 
-    def logits(self, prompt: str | Sequence[int]) -> np.ndarray:
-        """Logits after each token of a text (or of token ids), float32 [tokens, vocab_size]."""
+    def logits(self, prompt: str | Sequence[int], adapter: str | None = None) -> np.ndarray:
+        """Logits after each token of a text (or of token ids), float32 [tokens, vocab_size]; ``adapter`` as in
+        ``generate``."""
         tokens = self.encode(prompt)
-        sequence = self._engine.sequence()
+        sequence = self._sequence(adapter)
         out = np.empty((len(tokens), self.config.vocab_size), np.float32)
         for first in range(0, len(tokens), LOGIT_ROWS):
             rows = [Row(sequence, first + i, token) for i, token in enumerate(tokens[first : first + LOGIT_ROWS])]
@@ -194,6 +207,22 @@ class Llama:
 
     def __exit__(self, *exception) -> None:
         self.close()
+
+    def _sequence(self, adapter: str | None) -> Any:
+        """An empty sequence with the adapter of that name."""
+        if adapter is None:
+            return self._engine.sequence()
+        if adapter not in self._adapters:
+            raise AdapterError(f"no adapter is called {adapter} (loaded: {', '.join(self._adapters) or 'none'})")
+        return self._engine.sequence(self._adapters.index(adapter))
+
+    def _read(self, adapters: Mapping[str, str | os.PathLike]) -> list[LoraAdapter]:
+        """The adapters in these folders, which are for this model."""
+        self._adapters = tuple(adapters)
+        found = [read_lora(folder) for folder in adapters.values()]
+        for adapter in found:
+            adapter.check(self.config)
+        return found
 
     def _prefill(self, sequence, tokens: Sequence[int], reduction: Reduction) -> Candidates:
         """Runs the prompt, a batch at a time; candidates for what follows its last token."""

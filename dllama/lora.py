@@ -66,6 +66,11 @@ class LoraAdapter:
     rank_stabilised: bool = False
     name: str = "the adapter"
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all matrices."""
+        return sum(a.nbytes + b.nbytes for a, b in self.matrices.values())
+
     def a(self, layer: int, target: str) -> np.ndarray:
         """float32 [r, inputs of the target]"""
         return self.matrices[layer, target][0]

@@ -1,5 +1,6 @@
 """The API: what `Llama` generates, when it stops, and what it refuses."""
 
+import itertools
 import threading
 
 import numpy as np
@@ -8,9 +9,11 @@ import pytest
 from dllama import Llama, SamplerSettings
 from dllama.embedded import model_path, tokenizer_path
 from dllama.engine import memory
-from dllama.errors import FileError, FormatError, ModelError, OutOfMemoryError, PromptError
+from dllama.errors import AdapterError, FileError, FormatError, ModelError, OutOfMemoryError, PromptError
 from dllama.formats import FloatType, ModelFile
+from dllama.lora import write_lora
 from tests.engine import reference
+from tests.engine.adapters import random_adapter
 from tests.engine.models import BLOCKED, random_model
 from tests.tokenizer.models import train
 
@@ -234,6 +237,54 @@ def test_too_little_memory_is_told_before_loading(tiny_model, tokenizer, monkeyp
     monkeypatch.setenv(memory.LIMIT_VARIABLE, "1000000")
     with pytest.raises(OutOfMemoryError, match="tiny.m: .* of memory needed for a context of 40 tokens"):
         Llama(tiny_model, tokenizer)
+
+
+@pytest.fixture(scope="module")
+def adapters(tiny_model, tmp_path_factory):
+    """Two folders with an adapter for the tiny model, by name."""
+    folders = {name: tmp_path_factory.mktemp(name) for name in ("one", "other")}
+    with ModelFile(tiny_model) as model:
+        for seed, folder in enumerate(folders.values()):
+            write_lora(folder, random_adapter(model.config, seed), "tiny")
+    return folders
+
+
+def test_each_text_may_have_its_own_adapter(tiny_model, tiny, tokenizer, adapters):
+    prompt = [5, 6, 7]
+    alone = []
+    for name, folder in adapters.items():
+        with Llama(tiny_model, tokenizer, nthreads=2, adapters={name: folder}) as llama:
+            alone.append(ids(llama.generate(prompt, 10, GREEDY, adapter=name)))
+    alone.append(ids(tiny.generate(prompt, 10, GREEDY)))
+    assert alone[0] != alone[1] != alone[2] != alone[0]
+    with Llama(tiny_model, tokenizer, nthreads=2, adapters=adapters) as llama:
+        texts = [llama.generate(prompt, 10, GREEDY, adapter=name) for name in ("one", "other", None)]
+        columns = zip(*itertools.zip_longest(*texts), strict=True)
+        assert [ids(filter(None, column)) for column in columns] == alone
+        assert abs(llama.logits(prompt, adapter="one") - llama.logits(prompt)).max() > 0.1
+        np.testing.assert_array_equal(llama.logits(prompt), tiny.logits(prompt))
+        with pytest.raises(AdapterError, match=r"no adapter is called third \(loaded: one, other\)"):
+            llama.logits(prompt, adapter="third")
+    with pytest.raises(AdapterError, match=r"no adapter is called one \(loaded: none\)"):
+        tiny.logits(prompt, adapter="one")
+
+
+def test_adapters_of_other_models_are_refused(tmp_path, adapters):
+    with pytest.raises(
+        AdapterError, match="one0: for a model whose .* takes .* values and gives .*, and it is .* here"
+    ):
+        Llama(adapters={"one": adapters["one"]})
+    with pytest.raises(FileError, match="adapter_config.json: no such file"):
+        Llama(adapters={"one": tmp_path})
+
+
+def test_adapters_count_as_memory(tiny_model, tokenizer, adapters, monkeypatch):
+    with ModelFile(tiny_model) as model:
+        needed = memory.needed_bytes(model.config, 40, FloatType.F16)
+    monkeypatch.setenv(memory.LIMIT_VARIABLE, str(needed + 1000))
+    Llama(tiny_model, tokenizer).close()
+    with pytest.raises(OutOfMemoryError, match="tiny.m: .* of memory needed .* available beside the adapters"):
+        Llama(tiny_model, tokenizer, adapters=adapters)
 
 
 def test_loading_tells_how_far_it_is(tiny_model, tokenizer):

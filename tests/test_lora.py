@@ -11,6 +11,7 @@ from dllama.formats import FloatType, ModelFile
 from dllama.formats.safetensors import read_safetensors, write_safetensors
 from dllama.lora import CONFIG_FILE, WEIGHTS_FILE, LoraAdapter, read_lora, write_lora
 from dllama.targets import TARGETS
+from tests.engine.adapters import Merged
 from tests.engine.checkpoints import build, weights_of
 from tests.engine.reference import logits
 from tests.formats.models import config
@@ -72,23 +73,6 @@ def test_peft_s_logits(tmp_path, name, rslora):
         found = logits(Merged(plain, adapter), ids)
         assert np.abs(logits(plain, ids) - expected).max() > 0.1
     assert np.linalg.norm(found - expected) < 1e-5 * np.linalg.norm(expected)
-
-
-class Merged:
-    """A model file whose matrices have an adapter added, as far as the reference reads it."""
-
-    def __init__(self, file: ModelFile, adapter: LoraAdapter):
-        self._file, self._adapter = file, adapter
-        self.config, self.tensors = file.config, file.tensors
-        self._targets = {target.matrix: name for name, target in TARGETS.items()}
-
-    def f32(self, name: str, layer: int | None = None) -> np.ndarray:
-        values = self._file.f32(name, layer)
-        place = layer, self._targets.get(name)
-        if place not in self._adapter.matrices:
-            return values
-        b = self._adapter.b_in_model(*place, self.config)
-        return values + self._adapter.scale(*place) * b @ self._adapter.a(*place)
 
 
 def test_peft_reads_what_is_written(tmp_path):

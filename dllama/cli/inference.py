@@ -1,7 +1,7 @@
 """`dllama inference`: a prompt in, text out as it is generated."""
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import fields
 
@@ -90,6 +90,9 @@ def sampler_settings(options: dict) -> SamplerSettings:
     help="Context in tokens, prompt included; less takes less memory. [default: the model's own]",
 )
 @model_options
+@click.option(
+    "--adapter", metavar="DIR", help="Generate with this LoRA adapter, a folder as PEFT writes it, beside the model."
+)
 @sampler_options
 @click.option("--quiet", is_flag=True, help="Print the generated text alone.")
 @click.option("--top", is_flag=True, help="Show a table of what each node does, kept up to date on a terminal.")
@@ -99,7 +102,7 @@ def sampler_settings(options: dict) -> SamplerSettings:
     help="Write what was measured, token by token and node by node, as JSON; the first token's inference is "
     "prefill_ms.",
 )
-def inference(prompt, prompt_file, steps, max_seq_len, quiet, top, stats, **options) -> None:
+def inference(prompt, prompt_file, steps, max_seq_len, adapter, quiet, top, stats, **options) -> None:
     """Generate text.
 
     \b
@@ -118,12 +121,14 @@ def inference(prompt, prompt_file, steps, max_seq_len, quiet, top, stats, **opti
         AtomicFile(stats, 0).abort()  # a path that cannot be written fails now, not after the run
 
     live = Live()
-    with open_llama(**options, context=max_seq_len, live=live) as llama:
+    adapters = {} if adapter is None else {adapter: adapter}
+    with open_llama(**options, context=max_seq_len, adapters=adapters, live=live) as llama:
         run = report.Run(text, llama.encode(text))
         if not quiet:
             click.echo(report.start_lines(llama, settings), err=True)
         with Top(live, llama, run.pieces) if top else nullcontext(live) as screen:
-            status = _generate(llama, run, steps, settings, quiet, screen.write)
+            pieces = llama.generate(run.prompt_ids, steps, settings, adapter)
+            status = _generate(llama, pieces, run, quiet, screen.write)
             if quiet and not run.text.endswith("\n"):
                 screen.write("\n")
         if not quiet:
@@ -136,12 +141,10 @@ def inference(prompt, prompt_file, steps, max_seq_len, quiet, top, stats, **opti
     click.get_current_context().exit(status)
 
 
-def _generate(
-    llama, run: report.Run, steps: int, settings: SamplerSettings, quiet: bool, write: Callable[[str], None]
-) -> int:
-    """Generate, print and record; returns the exit status. Ctrl-C ends it early."""
+def _generate(llama, pieces: Iterator, run: report.Run, quiet: bool, write: Callable[[str], None]) -> int:
+    """Print and record the pieces of a text; returns the exit status. Ctrl-C ends it early."""
     try:
-        for piece in llama.generate(run.prompt_ids, steps, settings):
+        for piece in pieces:
             if not run.pieces:
                 run.prefill_ms = llama.prefill_ms
                 if not quiet:

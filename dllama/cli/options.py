@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -64,12 +64,14 @@ def open_llama(
     kv_float_type: str,
     nthreads: int | None,
     context: int | None,
+    adapters: Mapping[str, str] | None = None,
     live: Live | None = None,
     **cluster_values,
 ) -> Iterator[Llama]:
     """The model that the options ask for, loaded, with room for `context` tokens (None: the model's own context).
 
-    ``live``: where to show how far it is, and what happens later. The end of the block lets go of the workers.
+    ``adapters``: as `Llama` takes them; ``live``: where to show how far it is, and what happens later. The end of the
+    block lets go of the workers.
 
     Raises DllamaError, and click.UsageError for options that make no sense together.
     """
@@ -91,6 +93,7 @@ def open_llama(
                 buffer_float_type=buffer_float_type,
                 kv_float_type=kv_float_type,
                 cluster=settings,
+                adapters=adapters,
                 notify=progress.say,
                 progress=progress,
             )

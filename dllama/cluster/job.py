@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+
 from dllama.cluster import wire
 from dllama.cluster.all_reduce import AllReduce
 from dllama.cluster.deal import head_unit
@@ -14,10 +16,12 @@ from dllama.cluster.plan import Plan
 from dllama.cluster.share import Share
 from dllama.cluster.slices import SliceLayout
 from dllama.cluster.traffic import Form
+from dllama.engine.adapter_weights import NUMBERS, lay_out
 from dllama.engine.forward import MAX_ROWS
 from dllama.errors import PlanError
 from dllama.formats import FloatType
 from dllama.formats.blocks import BLOCK
+from dllama.targets import DENSE, TARGETS
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class Job:
     step_timeout: float  # seconds until a node that does not answer counts as lost
     model_digest: bytes
     model_name: str
+    adapters: tuple[tuple[int, ...], ...] = ()  # of each the ranks, layer by layer and target by target
 
     @property
     def share(self) -> Share:
@@ -43,6 +48,18 @@ class Job:
     @cached_property
     def layout(self) -> SliceLayout:
         return SliceLayout(self.share)
+
+    @property
+    def ranks(self) -> np.ndarray:
+        """Of the adapters: int64 [adapters, layers, targets]."""
+        shape = len(self.adapters), self.share.config.n_layers, len(TARGETS)
+        return np.array(self.adapters, np.int64).reshape(shape)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of memory that it takes."""
+        adapters = lay_out(self.ranks, self.share.config, self.layout.info)[1] if self.adapters else 0
+        return self.share.memory_bytes(self.context, self.kv_type) + adapters
 
     def exchange(self, mesh: Mesh) -> AllReduce | None:
         """What sums the nodes' parts; None where there is one node."""
@@ -61,12 +78,19 @@ class Job:
 
     @classmethod
     def of_plan(
-        cls, plan: Plan, epoch: int, index: int, step_timeout: float, model_digest: bytes, model_name: str
+        cls,
+        plan: Plan,
+        epoch: int,
+        index: int,
+        step_timeout: float,
+        model_digest: bytes,
+        model_name: str,
+        adapters: tuple[tuple[int, ...], ...] = (),
     ) -> Job:
         """A node's part of a plan that the root has made."""
         names = ("", *(node.name for node in plan.nodes[1:]))
         how = plan.form, plan.buffer_type, plan.kv_type, plan.context
-        return cls(epoch, index, plan.shares, names, *how, step_timeout, model_digest, model_name)
+        return cls(epoch, index, plan.shares, names, *how, step_timeout, model_digest, model_name, adapters)
 
     def message(self) -> wire.Plan:
         """What the root sends."""
@@ -79,6 +103,7 @@ class Job:
             "buffer_type": int(self.buffer_type),
             "kv_type": int(self.kv_type),
             "context": self.context,
+            "adapters": list(map(list, self.adapters)),
             "step_timeout": self.step_timeout,
             "model_digest": self.model_digest,
             "model_name": wire.line(self.model_name)[:255],
@@ -106,6 +131,7 @@ class Job:
             plan["step_timeout"],
             plan["model_digest"],
             plan["model_name"],
+            tuple(map(tuple, plan["adapters"])),
         )
         job._check(len(plan["shares"]))
         return job
@@ -131,6 +157,10 @@ class Job:
             raise PlanError("a node without heads")
         if any(share.heads.start % head_unit(config) for share in self.shares):
             raise PlanError(f"heads go in units of {head_unit(config)}")
+        if any(len(ranks) != config.n_layers * len(TARGETS) for ranks in self.adapters):
+            raise PlanError("an adapter has a rank for each target of each layer")
+        if config.arch.has_experts and self.ranks[..., [NUMBERS[name] for name in DENSE]].any():
+            raise PlanError("an adapter for a mixture of experts leaves the experts alone")
 
 
 def _spans(share: Share) -> list[list[int]]:

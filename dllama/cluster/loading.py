@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 
 from dllama.cluster.job import Job
+from dllama.engine.adapter_weights import AdapterWeights
 from dllama.engine.compiling import compiling
 from dllama.engine.forward import Forward
 from dllama.engine.weights import Source
@@ -18,7 +19,7 @@ class GivenUp(Exception):
 
 
 class Loading:
-    """A job's `Forward`, in the making, until it is given up.
+    """A job's `Forward`, in the making, until it is given up. Its adapters are still to be filled.
 
     notify: called with a line where it has to compile first; progress: called with the bytes done and in all, from the
     thread. The team is in use until the thread has ended.
@@ -58,8 +59,9 @@ class Loading:
     def _run(self, job: Job, source: Source, team: Team, notify: Callable[[str], None]) -> None:
         act, cache = (tags.BY_NAME[kind.name.lower()] for kind in (job.buffer_type, job.kv_type))
         try:
-            with compiling(job.share.config, job.buffer_type, job.kv_type, notify):
-                self._made = Forward(source, team, act, cache, job.context, self._tell, job.share.shape)
+            adapters = AdapterWeights(job.ranks, source) if job.adapters else None
+            with compiling(job.share.config, job.buffer_type, job.kv_type, notify, bool(job.adapters)):
+                self._made = Forward(source, team, act, cache, job.context, self._tell, job.share.shape, adapters)
         except GivenUp:
             pass
         except BaseException as error:  # it belongs to who waits for the result

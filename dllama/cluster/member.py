@@ -46,9 +46,12 @@ class Member:
         self._transfer = 0.0
         for sequence in message.freed:
             self._sequences.pop(sequence, None)
-        rows = sum(count for _, _, count in message.rows)
+        rows = sum(count for _, _, count, _ in message.rows)
         if not 0 < rows <= MAX_ROWS or not all(row < rows for row in message.wanted):
             raise ValueError(f"{rows} rows, of 1 to {MAX_ROWS}, or logits of others")
+        adapters = self._forward.adapters
+        if not all(adapter < (0 if adapters is None else len(adapters.records)) for *_, adapter in message.rows):
+            raise ValueError("an adapter that the plan has not")
         places = [place for run in message.rows for place in self._places(*run)]
         x = self._embeddings.decode(payload, len(places))
         if self._exchange is not None:
@@ -60,10 +63,10 @@ class Member:
         moved = self.mesh.sent_bytes - sent, self.mesh.received_bytes - received
         return candidates, NodeCost(elapsed * 1e3, self._transfer * 1e3, *moved)
 
-    def _places(self, sequence: int, first: int, count: int) -> list[Place]:
+    def _places(self, sequence: int, first: int, count: int, adapter: int) -> list[Place]:
         cache = self._sequences.get(sequence)
         if cache is None:
-            cache = self._sequences[sequence] = self._forward.sequence()
+            cache = self._sequences[sequence] = self._forward.sequence(adapter)
         return [Place(cache, position) for position in range(first, first + count)]
 
     def _timed(self, x: int, stride: int, rows: int) -> None:

@@ -53,8 +53,14 @@ class Need(NamedTuple):
     has_all: bool
 
 
+class NeedAdapters(NamedTuple):
+    """worker -> root: its weights are loaded, and there is room for its slice of the adapters."""
+
+    epoch: int
+
+
 class Chunk(NamedTuple):
-    """root -> worker: one chunk of its slice, in the payload."""
+    """root -> worker: one chunk of its slice, of the model or then of the adapters, in the payload."""
 
     epoch: int
     index: int
@@ -103,7 +109,7 @@ class Step(NamedTuple):
 
     epoch: int
     step: int
-    rows: Sequence[tuple[int, int, int]]  # runs of rows: sequence, first position, count
+    rows: Sequence[tuple[int, int, int, int]]  # runs of rows: sequence, first position, count, number of its adapter
     wanted: Sequence[int]  # rows whose logits are wanted
     reduction: Sequence  # what each node does to its logits, as `Reduction.to_list` gives it
     freed: Sequence[int]  # sequences whose caches nobody needs any more

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -20,7 +20,7 @@ from dllama.cluster.member import Member
 from dllama.cluster.mesh import Mesh
 from dllama.cluster.slice_cache import SliceCache
 from dllama.cluster.slices import ModelSlice, StoredSlice
-from dllama.cluster.transfer import CHUNK_BYTES
+from dllama.cluster.transfer import CHUNK_BYTES, chunk_digest
 from dllama.engine.forward import Forward
 from dllama.engine.memory import available_bytes, in_units
 from dllama.engine.weights import Source
@@ -69,13 +69,17 @@ class Preparation:
         self._check_memory(job)
         source = self._slice(job)
         start = time.perf_counter()
-        member = Member(job, self._load(job, source), mesh)
+        forward = self._load(job, source)
+        if forward.adapters is not None:
+            self._desk.tell(wire.NeedAdapters(job.epoch))
+            forward.adapters.fill(self._adapters(job, forward.adapters.nbytes))
+        member = Member(job, forward, mesh)
         self._notify(f"ready: {job.describe()}")
         self._desk.tell(wire.Ready(job.epoch, (time.perf_counter() - start) * 1e3))
         return member
 
     def _check_memory(self, job: Job) -> None:
-        needed, free = job.share.memory_bytes(job.context, job.kv_type), self.free_memory()
+        needed, free = job.memory_bytes, self.free_memory()
         if free is not None and needed > free:
             raise Unable(
                 f"not enough memory: its share needs {in_units(needed)} ({needed} bytes), "
@@ -126,6 +130,21 @@ class Preparation:
                 finished = thread.submit(incoming.finish)
                 self._watch(job, "storing weights", lambda: (nbytes, nbytes), finished.done)
             return finished.result()
+
+    def _adapters(self, job: Job, nbytes: int) -> Iterator[np.ndarray]:
+        """Bytes of its slice of the adapters, in their order, from the root. Raises Unable, Superseded, RootGone."""
+        done = 0
+        while done < nbytes:
+            message, payload = self._desk.next()
+            if type(message) is not wire.Chunk or message.epoch != job.epoch:
+                raise Superseded(message, payload)
+            data = np.frombuffer(payload[0], np.uint8)
+            if chunk_digest(data) != message.digest or len(data) > nbytes - done:
+                raise Unable("a chunk of the adapters arrived damaged")
+            yield data
+            done += len(data)
+            self._desk.tell(wire.Got(job.epoch, message.index))
+            self._progress("receiving adapters", done, nbytes)
 
     def _load(self, job: Job, source: Source) -> Forward:
         """The weights made ready. The root is told how far it is, and may change its mind."""

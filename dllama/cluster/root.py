@@ -22,6 +22,8 @@ from dllama.cluster.recruit import Recruit, dismiss, recruit
 from dllama.cluster.settings import ClusterSettings
 from dllama.cluster.slices import ModelSlice
 from dllama.cluster.supply import Supply
+from dllama.engine.adapter_weights import ranks_of, values_of
+from dllama.engine.adapters import NO_ADAPTER
 from dllama.engine.candidates import Candidates, Reduction, merge, unpack
 from dllama.engine.forward import MAX_ROWS
 from dllama.engine.interface import NodeCost, Row
@@ -30,6 +32,7 @@ from dllama.engine.speed import read_speed
 from dllama.errors import ClusterError, ModelError, PlanError
 from dllama.formats import FloatType, ModelFile
 from dllama.kernels.team import Team, sigint_held
+from dllama.lora import LoraAdapter
 
 AGAIN_SECONDS = 0.5
 """How long to try to reach workers that were lost, or were not needed before."""
@@ -41,8 +44,8 @@ root could only guess which of those that it waits for is to blame."""
 class ClusterSequence:
     """A sequence, known to the nodes by its number. The root keeps its tokens, to run them again over other nodes."""
 
-    def __init__(self, number: int):
-        self.number = number
+    def __init__(self, number: int, adapter: int):
+        self.number, self.adapter = number, adapter
         self.tokens: list[int] = []
 
 
@@ -62,12 +65,13 @@ class ClusterEngine:
         buffer_type: FloatType,
         kv_type: FloatType,
         settings: ClusterSettings,
+        adapters: Sequence[LoraAdapter],
         notify: Callable[[str], None],
         progress: Callable[[str, int, int], None],
     ):
         self.config, self.context = model.config, context
         self.cost: tuple[NodeCost, ...] = ()
-        self._model, self._team, self._settings = model, team, settings
+        self._model, self._team, self._settings, self._adapters = model, team, settings, adapters
         self._types = buffer_type, kv_type
         self._notify, self._progress = notify, progress
         self._hub = Hub()
@@ -94,12 +98,12 @@ class ClusterEngine:
             self.close()
             raise
 
-    def sequence(self) -> ClusterSequence:
+    def sequence(self, adapter: int = NO_ADAPTER) -> ClusterSequence:
         """An empty sequence. Where it is the only one, workers that were lost and are back take part again."""
         if not self._sequences:
             self._take_back()
         self._numbers += 1
-        sequence = ClusterSequence(self._numbers)
+        sequence = ClusterSequence(self._numbers, adapter)
         self._sequences.add(sequence)
         return sequence
 
@@ -221,13 +225,16 @@ class ClusterEngine:
             self._dismiss(node.name)
             self._spare.append(node.name)
         about = WORKERS_PATIENCE * self._settings.step_timeout, self._digest, self._model.path.name
-        own, *jobs = (Job.of_plan(self.plan, self._epoch, node, *about) for node in range(len(self.plan.nodes)))
+        ranks = tuple(tuple(of_one.ravel().tolist()) for of_one in ranks_of(self._adapters, self.config))
+        own, *jobs = (Job.of_plan(self.plan, self._epoch, node, *about, ranks) for node in range(len(self.plan.nodes)))
         links = {node: worker.link for node, worker in enumerate(self._recruits, 1)}
         source, progress = ModelSlice(self._model, own.share), partial(self._progress, "loading weights")
         loading = Loading(own, source, self._team, self._notify, progress)
         try:
-            Supply(self._model, self._hub, links, dict(enumerate(jobs, 1)), self._progress).run()
+            Supply(self._model, self._hub, links, dict(enumerate(jobs, 1)), self._adapters, self._progress).run()
             forward = loading.result()
+            if forward.adapters is not None:
+                forward.adapters.fill(values_of(self._adapters, self.config, own.share.slices))
         finally:
             loading.give_up()
             loading.thread.join()  # the team is free only then
@@ -254,7 +261,9 @@ class ClusterEngine:
         """The nodes at hand. To measure this one's speed takes a while, and is left until shares go by speed."""
         if by_speed and self._spec.read_speed is None:
             self._spec = replace(self._spec, read_speed=read_speed(self._team))
-        return [self._spec, *(worker.spec for worker in self._recruits)]
+        nodes = [self._spec, *(worker.spec for worker in self._recruits)]
+        taken = sum(adapter.nbytes for adapter in self._adapters)  # whole, though a node has a slice of most
+        return [node if node.memory is None else replace(node, memory=max(0, node.memory - taken)) for node in nodes]
 
     def _ratios(self) -> Sequence[float] | None:
         """The user's, for the nodes at hand."""
@@ -278,15 +287,15 @@ class ClusterEngine:
             raise blamed(message, node, [node.name for node in self.plan.nodes])
 
 
-def _runs(rows: Sequence[Row]) -> list[tuple[int, int, int]]:
-    """Rows as runs: sequence, first position, count."""
+def _runs(rows: Sequence[Row]) -> list[tuple[int, int, int, int]]:
+    """Rows as runs: sequence, first position, count, adapter."""
     runs: list[list[int]] = []
     for row in rows:
         number = row.sequence.number
-        if runs and runs[-1][0] == number and sum(runs[-1][1:]) == row.position:
+        if runs and runs[-1][0] == number and sum(runs[-1][1:3]) == row.position:
             runs[-1][2] += 1
         else:
-            runs.append([number, row.position, 1])
+            runs.append([number, row.position, 1, row.sequence.adapter])
     return [tuple(run) for run in runs]
 
 

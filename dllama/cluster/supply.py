@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from dllama.cluster import wire
 from dllama.cluster.digest import DIGEST_BYTES
@@ -11,8 +11,10 @@ from dllama.cluster.hub import Hub
 from dllama.cluster.job import Job
 from dllama.cluster.links import Link, LinkLost
 from dllama.cluster.mesh import NodeLost, blamed
-from dllama.cluster.transfer import Sending
+from dllama.cluster.transfer import Chunk, Sending, adapter_chunks
+from dllama.engine.adapter_weights import values_of
 from dllama.formats import ModelFile
+from dllama.lora import LoraAdapter
 
 WINDOW = 8
 """Chunks on their way to one worker."""
@@ -21,7 +23,8 @@ SILENCE_SECONDS = 20.0
 
 
 class Supply:
-    """Gets workers ready for their jobs. ``links`` and ``jobs`` by the numbers of the nodes.
+    """Gets workers ready for their jobs, which ``adapters`` are part of. ``links`` and ``jobs`` by the numbers of the
+    nodes.
 
     ``progress(task, done, total)``: bytes that all of them have got.
     """
@@ -32,11 +35,14 @@ class Supply:
         hub: Hub,
         links: Mapping[int, Link],
         jobs: Mapping[int, Job],
+        adapters: Sequence[LoraAdapter],
         progress: Callable[[str, int, int], None],
     ):
         self._model, self._hub, self._links, self._jobs, self._progress = model, hub, links, jobs, progress
+        self._adapters = adapters
         self._numbers = {link: node for node, link in links.items()}
         self._sending: dict[int, Sending] = {}
+        self._chunks: dict[int, Iterator[Chunk]] = {}
         self._open: set[int] = set()  # workers that have chunks to come
         self._flying = dict.fromkeys(links, 0)
         self._waiting = set(links)
@@ -62,7 +68,7 @@ class Supply:
         """Sends the next chunk, if the worker has room for it and there is one."""
         if self._flying[node] >= WINDOW:
             return False
-        chunk = self._sending[node].next()
+        chunk = next(self._chunks[node], None)
         if chunk is None:
             self._open.discard(node)
             return False
@@ -104,6 +110,11 @@ class Supply:
             digests = payload[0] if payload else b""
             held = [bytes(digests[i : i + DIGEST_BYTES]) for i in range(0, len(digests), DIGEST_BYTES)]
             self._sending[node] = Sending(self._model, self._jobs[node].layout, held)
+            self._chunks[node] = iter(self._sending[node].next, None)
+            self._open.add(node)
+        elif type(message) is wire.NeedAdapters:
+            share = self._jobs[node].share
+            self._chunks[node] = adapter_chunks(values_of(self._adapters, share.config, share.slices))
             self._open.add(node)
         elif type(message) is wire.Got:
             self._flying[node] -= 1

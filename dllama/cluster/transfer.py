@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -64,6 +64,17 @@ class Sending:
             if index >= len(self._held) or self._held[index] != digest:
                 return Chunk(index, digest, data)
         return None
+
+
+def adapter_chunks(values: Iterable[np.ndarray]) -> Iterator[Chunk]:
+    """A slice of adapters, as of `values_of`: the chunks follow one another in the order of their bytes."""
+    index = 0
+    for matrix in values:
+        data = matrix.reshape(-1).view(np.uint8)
+        for first in range(0, len(data), CHUNK_BYTES):
+            part = data[first : first + CHUNK_BYTES]
+            yield Chunk(index, chunk_digest(part), part)
+            index += 1
 
 
 class Incoming(ABC):

@@ -23,6 +23,7 @@ from dllama.cluster.messages import (
     Loading,
     Lost,
     Need,
+    NeedAdapters,
     Part,
     Plan,
     Probe,
@@ -50,13 +51,16 @@ from dllama.engine.candidates import MAX_RECENT
 from dllama.errors import DllamaError
 from dllama.formats.blocks import FloatType
 from dllama.formats.config import MAX_DIM, MAX_EXPERTS, MAX_SEQ_LEN, MAX_VOCAB, Activation, Arch, ModelConfig, RopeType
+from dllama.privatelora.shape import MAX_RANK
+from dllama.targets import TARGETS
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Changes with any message; nodes of different protocols refuse each other."""
 
 MAX_NODES = 256
 MAX_TEXT = 4096
 MAX_LAYERS = 1024
+MAX_ADAPTERS = 64
 MAX_CHUNK = 1 << 20
 """Bytes of weights in one message."""
 
@@ -115,11 +119,13 @@ PLAN: dict[str, Checker] = {
     "buffer_type": one_of(FloatType.F32, FloatType.Q80),
     "kv_type": one_of(FloatType.F32, FloatType.F16, FloatType.Q80),
     "context": integer(1, MAX_SEQ_LEN),
+    "adapters": listing(listing(integer(0, MAX_RANK), MAX_LAYERS * len(TARGETS)), MAX_ADAPTERS),
     "step_timeout": real(1e-3, 1e6),  # seconds until a node that does not answer counts as lost
     "model_digest": DIGEST,
     "model_name": text(255),  # for people
 }
-"""Keys of the plan that a worker gets. Shares are [heads, ffn_blocks, vocab, sum_blocks], one for each node."""
+"""Keys of the plan that a worker gets. Shares are [heads, ffn_blocks, vocab, sum_blocks], one for each node; of each
+adapter the plan has the rank in each layer for each target."""
 
 
 class Kind(NamedTuple):
@@ -164,7 +170,10 @@ SCHEMA: dict[type, Kind] = {
         {
             "epoch": COUNT,
             "step": COUNT,
-            "rows": listing(row(COUNT, integer(0, MAX_SEQ_LEN), integer(1, MAX_SEQ_LEN)), MAX_ITEMS),
+            "rows": listing(
+                row(COUNT, integer(0, MAX_SEQ_LEN), integer(1, MAX_SEQ_LEN), integer(-1, MAX_ADAPTERS - 1)),
+                MAX_ITEMS,
+            ),
             "wanted": listing(integer(0, MAX_SEQ_LEN), MAX_ITEMS),
             "reduction": REDUCTION,
             "freed": listing(COUNT, MAX_ITEMS),
@@ -186,6 +195,7 @@ SCHEMA: dict[type, Kind] = {
     Lost: Kind(16, {"epoch": COUNT, "index": INDEX, "reason": text(MAX_TEXT)}),
     Beat: Kind(17, {}),
     Bye: Kind(18, {}),
+    NeedAdapters: Kind(19, {"epoch": COUNT}),
 }
 
 KINDS = {kind.number: (message, kind, tuple(kind.fields.values())) for message, kind in SCHEMA.items()}

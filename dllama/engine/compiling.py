@@ -12,9 +12,14 @@ from dllama.kernels import jit
 
 @contextmanager
 def compiling(
-    config: ModelConfig, buffer_type: FloatType, kv_type: FloatType, notify: Callable[[str], None]
+    config: ModelConfig,
+    buffer_type: FloatType,
+    kv_type: FloatType,
+    notify: Callable[[str], None],
+    adapters: bool = False,
 ) -> Iterator[None]:
-    """The block makes a `Forward` for such a model. Raises FileError where its kernels cannot be stored.
+    """The block makes a `Forward` for such a model, with adapters or without. Raises FileError where its kernels cannot
+    be stored.
 
     Several processes that need the same kernels wait for the first of them to compile: a machine's local workers would
     else compile side by side, and take as many times as long.
@@ -22,6 +27,8 @@ def compiling(
     forms = [kind.name.lower() for kind in (config.weight_type, buffer_type, kv_type)]
     if config.arch.has_experts:
         forms.append("experts")
+    if adapters:
+        forms.append("adapters")
     if jit.is_compiled(*forms):
         yield
         return

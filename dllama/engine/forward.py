@@ -12,6 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from dllama.engine import experts, rope
+from dllama.engine.adapter_weights import AdapterWeights
+from dllama.engine.adapters import MOST_TARGETS, NO_ADAPTER
 from dllama.engine.interface import Row
 from dllama.engine.kv_cache import KVCache
 from dllama.engine.segments import run_segments
@@ -49,7 +51,7 @@ class Forward:
     """One model, or a node's slice of it: its weights, its threads, and the buffers of a step.
 
     ``act``: F32 or Q80, what the inputs of products are rounded to; ``cache``: F16, F32 or Q80, the KV caches' format;
-    ``shape``: the slice's; without it the source is a whole model.
+    ``shape``: the slice's; without it the source is a whole model; ``adapters``: those that sequences may have.
     """
 
     def __init__(
@@ -61,13 +63,16 @@ class Forward:
         context: int,
         progress: Callable[[int, int], None] = lambda done, total: None,
         shape: NodeShape | None = None,
+        adapters: AdapterWeights | None = None,
     ):
         self.source, self.config, self.team, self.cache, self.context = source, source.config, team, cache, context
         self.shape = shape or NodeShape.whole(self.config)
         self._embedding = source.f32("embedding") if shape is None else None
         self.weights = Weights(source, act, team, progress)
         self._formats = self.weights.tag, act, cache
-        self._layers = self.weights.layers, self.weights.experts
+        self.adapters = adapters
+        records = None if adapters is None else adapters.records
+        self._layers = self.weights.layers, self.weights.experts, records
         self._frequencies = rope.frequencies(self.config)
         self._step = np.zeros(1, STEP)
         self._buffers = []
@@ -76,9 +81,9 @@ class Forward:
         args = *self._formats, self._step, *self._layers, np.zeros(1, ROW)
         self._run_segments = compiled(run_segments, 0, *args, 0, 0)
 
-    def sequence(self) -> KVCache:
-        """An empty sequence."""
-        return KVCache(self.config, self.shape.n_kv_heads, self.context, self.cache)
+    def sequence(self, adapter: int = NO_ADAPTER) -> KVCache:
+        """An empty sequence. ``adapter``: the number of one of the adapters, whose values its rows add."""
+        return KVCache(self.config, self.shape.n_kv_heads, self.context, self.cache, adapter)
 
     def forward(self, rows: Sequence[Row], wanted: Sequence[int] | None = None) -> np.ndarray:
         """`step` for a whole model, from tokens. All rows are wanted where ``wanted`` is None."""
@@ -127,9 +132,11 @@ class Forward:
                 raise ModelError(f"position {position} is outside the context of {sequence.capacity} tokens")
             entry["position"], entry["keys"], entry["values"] = position, sequence.keys, sequence.values
             entry["layer_stride"], entry["head_stride"] = sequence.layer_stride, sequence.head_stride
+            entry["adapter"] = sequence.adapter
         table["wanted"][: len(wanted)] = wanted
         step = self._step[0]
         step["rows"], step["logit_rows"] = len(places), len(wanted)
+        step["adapted"] = (table["adapter"] != NO_ADAPTER).any()
         if self._logits is None or len(self._logits) < len(wanted):
             self._logits, step["logits"], step["logits_stride"] = self._floats(len(wanted), self.shape.vocab_size)
         return table
@@ -200,6 +207,10 @@ class Forward:
             buffer("expert_out", c.dim, rows=hidden_rows)
         buffer("hidden", 2 * padded(n.hidden_dim), "hidden_row_stride", hidden_rows)
         acts("hidden_acts", n.hidden_dim, "hidden_stride", hidden_rows)
+        if self.adapters is not None:
+            width = padded(self.adapters.max_rank)
+            step["low_part"] = 4 * width
+            buffer("low", MOST_TARGETS * width, "low_stride")
 
         head = 4 * padded(c.head_dim)
         step["heads_out"] = _aligned(head)

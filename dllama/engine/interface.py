@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+from dllama.engine.adapters import NO_ADAPTER
 from dllama.engine.candidates import Candidates, Reduction
 from dllama.formats import ModelConfig
 
@@ -38,8 +39,9 @@ class Engine(Protocol):
     context: int
     cost: tuple[NodeCost, ...]
 
-    def sequence(self) -> Any:
-        """An empty sequence. What it takes is freed with it."""
+    def sequence(self, adapter: int = NO_ADAPTER) -> Any:
+        """An empty sequence. What it takes is freed with it. ``adapter``: a number, in the order that they were given
+        to the engine; rows of any sequences may share a step."""
 
     def step(self, rows: Sequence[Row], wanted: Sequence[int], reduction: Reduction) -> list[Candidates]:
         """Candidates for what follows each of the rows numbered in ``wanted``.

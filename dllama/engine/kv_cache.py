@@ -1,5 +1,6 @@
 """The memory of one sequence: keys and values of every layer, head and position it has seen."""
 
+from dllama.engine.adapters import NO_ADAPTER
 from dllama.engine.pages import anonymous
 from dllama.formats import ModelConfig
 from dllama.kernels import tags
@@ -10,10 +11,12 @@ class KVCache:
     """Room for ``capacity`` positions of ``kv_heads`` heads, taken from the system as they are written.
 
     Layout: keys, then values, each [layer, kv head, position, bytes of a row].
+
+    ``adapter``: number of the one that they are made with, NO_ADAPTER for none
     """
 
-    def __init__(self, config: ModelConfig, kv_heads: int, capacity: int, cache: tags.Tag):
-        self.capacity = capacity
+    def __init__(self, config: ModelConfig, kv_heads: int, capacity: int, cache: tags.Tag, adapter: int = NO_ADAPTER):
+        self.capacity, self.adapter = capacity, adapter
         self.head_stride = capacity * cache_row_bytes(cache, config.head_dim)
         self.layer_stride = kv_heads * self.head_stride
         self.nbytes = 2 * config.n_layers * self.layer_stride

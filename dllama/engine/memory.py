@@ -49,14 +49,21 @@ def largest_context(config: ModelConfig, kv_type: FloatType, memory: int, nodes:
     return bisect_right(range(1, config.seq_len + 1), memory, key=lambda n: needed_bytes(config, n, kv_type, nodes))
 
 
-def require(config: ModelConfig, context: int, kv_type: FloatType, path: str | os.PathLike) -> None:
-    """Raise OutOfMemoryError, saying what would fit, where the model at `path` needs more than is available."""
+def require(
+    config: ModelConfig, context: int, kv_type: FloatType, path: str | os.PathLike, adapter_bytes: int = 0
+) -> None:
+    """Raise OutOfMemoryError, saying what would fit, where the model at `path` needs more than is available, or more
+    than adapters leave of it."""
     needed, available = needed_bytes(config, context, kv_type), available_bytes()
+    if available is not None:
+        available = max(0, available - adapter_bytes)
     if available is None or needed <= available:
         return
+    beside = " beside the adapters" if adapter_bytes else ""
     raise OutOfMemoryError(
         f"{path}: {in_units(needed)} of memory needed for a context of {context} tokens ({needed} bytes), "
-        f"{in_units(available)} available ({available} bytes); {_what_fits(config, context, kv_type, available)}"
+        f"{in_units(available)} available{beside} ({available} bytes); "
+        f"{_what_fits(config, context, kv_type, available)}"
     )
 
 

@@ -10,6 +10,7 @@ exchange the parts, calls again for the next.
 Within a segment `stages` follow one another.
 """
 
+from dllama.engine.adapters import ATTENTION_OUT, DOWN, GATE_UP, QKV, adapt
 from dllama.engine.experts import choose, combine, gather, group, product_down, product_up, score
 from dllama.engine.stages import activate, attend_rows, convert, norm, product, rotate, whole_blocks
 from dllama.kernels.elementwise import add, rms_norm, to_acts
@@ -18,10 +19,11 @@ from dllama.kernels.team import gate, meet, take
 
 
 @jit
-def run_segments(thread, weight, act, cache, step, layers, mixture, rows, first, last):
+def run_segments(thread, weight, act, cache, step, layers, mixture, adapters, rows, first, last):
     """Segments ``first`` up to ``last``; every thread of the team calls it with its own number.
 
     mixture: ``EXPERT`` records [layers, experts], or None; a model without experts is compiled without their stages
+    adapters: ``LOW_RANK`` records [adapters, layers, targets], or None, and then likewise
     """
     s = step[0]
     base = 0
@@ -33,42 +35,52 @@ def run_segments(thread, weight, act, cache, step, layers, mixture, rows, first,
         if segment == 2 * len(layers):
             base = _output(thread, base, weight, act, s, rows)
         elif segment % 2 == 0:
-            base = _attention(thread, base, weight, act, cache, s, layers[segment // 2], rows, segment)
+            base = _attention(thread, base, weight, act, cache, s, layers[segment // 2], adapters, rows, segment)
         elif mixture is None:
-            base = _feed_forward(thread, base, weight, act, s, layers[segment // 2])
+            base = _feed_forward(thread, base, weight, act, s, layers[segment // 2], adapters, rows, segment)
         else:
             base = _mixture(thread, base, weight, act, s, layers[segment // 2], mixture[segment // 2])
 
 
 @jit
-def _attention(thread, base, weight, act, cache, s, layer, rows, segment):
+def _attention(thread, base, weight, act, cache, s, layer, adapters, rows, segment):
     query_width, kv_width = s.heads * s.head_dim, s.kv_heads * s.head_dim
     base = norm(thread, base, weight, act, s, layer.attention_norm, segment > 0)
     base = product(
         thread, base, weight, act, s, s.dim, s.dim_bytes, s.dim_acts, s.dim_stride, s.rows,
         layer.q, query_width, layer.k, kv_width, layer.v, kv_width, s.qkv, s.qkv_stride,
     )  # fmt: skip
+    base = adapt(thread, base, s, adapters, rows, segment // 2, QKV, 3, s.norm_out, s.x_stride, s.qkv, s.qkv_stride)
     base = rotate(thread, base, cache, s, layer, rows, segment // 2)
     base = attend_rows(thread, base, cache, s, rows, segment // 2)
     base = convert(thread, base, weight, act, s, s.attention, s.attention_stride, query_width, s.q_acts, s.q_stride)
-    return product(
+    base = product(
         thread, base, weight, act, s, query_width, s.q_bytes, s.q_acts, s.q_stride, s.rows,
         layer.o, s.dim, layer.o, 0, layer.o, 0, s.y, s.x_stride,
+    )  # fmt: skip
+    return adapt(
+        thread, base, s, adapters, rows, segment // 2, ATTENTION_OUT, 1,
+        s.attention, s.attention_stride, s.y, s.x_stride,
     )  # fmt: skip
 
 
 @jit
-def _feed_forward(thread, base, weight, act, s, layer):
+def _feed_forward(thread, base, weight, act, s, layer, adapters, rows, segment):
     base = norm(thread, base, weight, act, s, layer.ffn_norm, True)
     base = product(
         thread, base, weight, act, s, s.dim, s.dim_bytes, s.dim_acts, s.dim_stride, s.rows,
         layer.w1, s.hidden_dim, layer.w3, s.hidden_dim, layer.w1, 0, s.hidden, s.hidden_row_stride,
     )  # fmt: skip
+    base = adapt(
+        thread, base, s, adapters, rows, segment // 2, GATE_UP, 2,
+        s.norm_out, s.x_stride, s.hidden, s.hidden_row_stride,
+    )  # fmt: skip
     base = activate(thread, base, weight, act, s, s.rows)
-    return product(
+    base = product(
         thread, base, weight, act, s, s.hidden_dim, s.hidden_bytes, s.hidden_acts, s.hidden_stride, s.rows,
         layer.w2, s.dim, layer.w2, 0, layer.w2, 0, s.y, s.x_stride,
     )  # fmt: skip
+    return adapt(thread, base, s, adapters, rows, segment // 2, DOWN, 1, s.hidden, s.hidden_row_stride, s.y, s.x_stride)
 
 
 @jit

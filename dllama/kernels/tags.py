@@ -7,6 +7,7 @@ run-time value whose *type* differs, so numba compiles one lean function for eac
 from dataclasses import dataclass
 
 from numba import types
+from numba.core.imputils import lower_constant
 from numba.extending import NativeValue, models, register_model, typeof_impl, unbox
 
 
@@ -36,6 +37,11 @@ def _typeof_tag(tag, context):
 @unbox(TagType)
 def _unbox_tag(kind, tag, c):
     return NativeValue(c.context.get_dummy_value())
+
+
+@lower_constant(TagType)
+def _lower_tag(context, builder, kind, tag):
+    return context.get_dummy_value()
 
 
 F32 = Tag("f32", 1, 4)

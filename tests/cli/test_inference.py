@@ -5,13 +5,20 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import struct
 import subprocess
 
 import pytest
 
+from dllama import Llama, SamplerSettings
+from dllama.embedded import model_path
+from dllama.formats import ModelFile
+from dllama.lora import write_lora
+from tests.cli.conftest import CONFIG
 from tests.cli.program import ROOT, command, dllama, error, fails, succeeds
+from tests.engine.adapters import random_adapter
 
 PROMPT = "Tom has 3 apples and 4 pears."
 GREEDY = ("inference", "--prompt", PROMPT, "--temperature", "0")
@@ -189,6 +196,46 @@ def test_kernels_that_do_not_exist():
 def test_too_little_memory():
     message = fails(*GREEDY, DLLAMA_MEMORY_LIMIT="151000000")
     assert re.search(r"of memory needed .*\(\d+ bytes\), 151.0 MB available \(151000000 bytes\); ", message)
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory):
+    """A folder with a random adapter for the embedded model."""
+    folder = tmp_path_factory.mktemp("adapter")
+    with ModelFile(model_path()) as model:
+        write_lora(folder, random_adapter(model.config, 0), "embedded")
+    return folder
+
+
+def test_an_adapter(greedy, adapter):
+    args = (*GREEDY, "--steps", "12", "--quiet")
+    with Llama(adapters={"random": adapter}) as llama:
+        pieces = llama.generate(PROMPT, 12, SamplerSettings(temperature=0), adapter="random")
+        expected = "".join(piece.text for piece in pieces)
+    found = succeeds(*args, "--adapter", adapter)
+    assert found == expected.removesuffix("\n") + "\n"
+    assert found != succeeds(*args) == greedy["statistics"]["text"].removesuffix("\n") + "\n"
+
+
+def test_adapters_that_cannot_be_used(adapter, tmp_path):
+    def message(folder, *more) -> str:
+        return fails(*GREEDY, "--adapter", folder, *more)
+
+    assert message(tmp_path) == f"{tmp_path / 'adapter_config.json'}: no such file or folder"
+    other, ranks, bare = (tmp_path / name for name in ("other", "ranks", "bare"))
+    write_lora(other, random_adapter(CONFIG, 0), "small")
+    assert message(other) == f"{other}: for a model whose down takes 96 values and gives 64, and it is 768 and 288 here"
+    for folder in (ranks, bare):
+        shutil.copytree(adapter, folder)
+    settings = json.loads((ranks / "adapter_config.json").read_text())
+    (ranks / "adapter_config.json").write_text(json.dumps(settings | {"r": 0}))
+    assert message(ranks) == f"{ranks / 'adapter_config.json'}: r is 0, not a whole number above 0"
+    (bare / "adapter_model.safetensors").unlink()
+    assert message(bare) == f"{bare / 'adapter_model.safetensors'}: no such file or folder"
+    deep = tmp_path / "deep"
+    with ModelFile(model_path()) as model:
+        write_lora(deep, random_adapter(model.config, 0, layers=(0, 7)), "embedded")
+    assert message(deep) == f"{deep}: adds to layer 7, and the model has 4"
 
 
 def test_statistics_that_cannot_be_written(tmp_path):

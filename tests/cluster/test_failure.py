@@ -11,14 +11,17 @@ import pytest
 
 from dllama import Llama, SamplerSettings
 from dllama.cluster.settings import ClusterSettings
+from dllama.embedded import model_path
 from dllama.engine import memory
 from dllama.engine.forward import Forward
 from dllama.errors import ClusterError
-from dllama.formats import FloatType
+from dllama.formats import FloatType, ModelFile
+from dllama.lora import write_lora
 from tests.cluster import nodes
 from tests.cluster.checkpoints import SHAPES, VOCAB
 from tests.cluster.forwarder import Forwarder
 from tests.cluster.processes import SECONDS, STEP_TIMEOUT, Process, eventually
+from tests.engine.adapters import random_adapter
 from tests.engine.models import random_model
 from tests.tokenizer.models import train
 
@@ -40,10 +43,10 @@ class Root:
         options = {"nthreads": 1, "buffer_float_type": "f32", **options}
         self.llama = Llama(cluster=settings, notify=self.lines.append, **options)
 
-    def write(self, fault=lambda: None, prompt=PROMPT) -> str:
+    def write(self, fault=lambda: None, prompt=PROMPT, adapter=None) -> str:
         """The text; ``fault`` happens in the middle."""
         text = ""
-        for number, piece in enumerate(self.llama.generate(prompt, STEPS, GREEDY), 1):
+        for number, piece in enumerate(self.llama.generate(prompt, STEPS, GREEDY, adapter), 1):
             text += piece.text
             if number == FAULT_AT:
                 fault()
@@ -95,6 +98,19 @@ def test_a_killed_worker(workers, expected):
         assert root.nodes == 2
     (line,) = root.lines
     assert line.startswith(f"worker {first.address} is lost at token ") and "going on without it" in line
+
+
+def test_a_killed_worker_and_an_adapter(workers, tmp_path):
+    """The others get their new parts of it, and the tokens so far are run again with it."""
+    with ModelFile(model_path()) as model:
+        write_lora(tmp_path, random_adapter(model.config, 0), "embedded")
+    adapters = {"random": tmp_path}
+    with Llama(buffer_float_type="f32", adapters=adapters) as llama:
+        expected = "".join(piece.text for piece in llama.generate(PROMPT, STEPS, GREEDY, "random"))
+    first, second = workers(2)
+    with Root(addresses([first, second]), adapters=adapters) as root:
+        assert root.write(first.kill, adapter="random") == expected
+        assert root.nodes == 2
 
 
 def test_a_killed_worker_in_the_prompt(workers, expected, monkeypatch):

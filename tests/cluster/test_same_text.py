@@ -11,8 +11,10 @@ from dllama.cluster import key, root
 from dllama.cluster.settings import ClusterSettings
 from dllama.cluster.traffic import Form
 from dllama.errors import ClusterError
-from dllama.formats import FloatType
+from dllama.formats import FloatType, ModelFile
+from dllama.lora import write_lora
 from tests.cluster.checkpoints import SHAPES, VOCAB
+from tests.engine.adapters import random_adapter
 from tests.engine.golden import perplexity
 
 GREEDY = SamplerSettings(temperature=0)
@@ -119,6 +121,34 @@ def test_interleaved_sequences(workers, models, settings):
         columns = list(zip(*together, strict=True))
         assert [ids(filter(None, column)) for column in columns] == alone
         assert ids(llama.generate(prompts[0], 12, settings)) == alone[0], "after those that are gone"
+
+
+@pytest.mark.parametrize(
+    "shape, weights, ratios",
+    [
+        ("few kv heads", FloatType.F32, UNEQUAL[:3]),
+        ("gqa", FloatType.Q40, [1] * 7),
+        ("experts", FloatType.F32, [1] * 4),
+    ],
+)
+def test_adapters(workers, models, tmp_path, shape, weights, ratios):
+    """Sequences with different ones, and without; of a mixture's experts some nodes have nothing."""
+    path, tokenizer = models[shape, weights]
+    adapters = {name: tmp_path / name for name in ("one", "other")}
+    with ModelFile(path) as model:
+        for seed, folder in enumerate(adapters.values()):
+            write_lora(folder, random_adapter(model.config, seed, 4 + seed), "a model")
+    options = {**EXACT, "kv_float_type": "f32", "adapters": adapters}
+    names = ["one", None, "other"]
+    with Llama(path, tokenizer, **options) as llama:
+        alone = [ids(llama.generate(PROMPT[:30], 12, GREEDY, name)) for name in names]
+        logits = llama.logits(PROMPT, "one")
+        assert abs(logits - llama.logits(PROMPT)).max() > 0.1
+    with Llama(path, tokenizer, **options, cluster=cluster(workers(len(ratios) - 1), ratios)) as llama:
+        texts = (llama.generate(PROMPT[:30], 12, GREEDY, name) for name in names)
+        columns = list(zip(*itertools.zip_longest(*texts), strict=True))
+        assert [ids(filter(None, column)) for column in columns] == alone
+        np.testing.assert_allclose(llama.logits(PROMPT, "one"), logits, rtol=1e-4, atol=1e-4)
 
 
 def test_a_cluster_with_a_key(workers, models, alone):

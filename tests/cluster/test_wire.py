@@ -23,6 +23,7 @@ PLAN = {
     "buffer_type": 3,
     "kv_type": 1,
     "context": 128,
+    "adapters": ((4,) * 14, (0, 8) * 7),
     "step_timeout": 10.0,
     "model_digest": ID,
     "model_name": "small.m",
@@ -42,12 +43,13 @@ MESSAGES = (
     wire.Joined(1, 1),
     wire.Loading(1, 10, 20),
     wire.Ready(1, 12.5),
-    wire.Step(1, 99, ((0, 17, 1), (3, 0, 12)), (0, 12), (0.8, 40, 0.05, 1e-6, 1.1, (5, 6)), (1, 2)),
+    wire.Step(1, 99, ((0, 17, 1, -1), (3, 0, 12, 1)), (0, 12), (0.8, 40, 0.05, 1e-6, 1.1, (5, 6)), (1, 2)),
     wire.Part(1, 99, 43),
     wire.Candidates(1, 99, (320, 8), 80_000, 3_000, 290_000, 290_000),
     wire.Lost(1, 2, "the connection broke"),
     wire.Beat(),
     wire.Bye(),
+    wire.NeedAdapters(1),
 )
 
 
@@ -112,7 +114,7 @@ def test_another_number_of_payload_frames_is_refused(message):
 def test_large_headers_are_refused_before_they_are_read():
     with pytest.raises(WireError, match="more than any message has"):
         decode([bytes(wire.MAX_PLAN_HEADER + 1)])
-    rows = tuple((1 << 31, 1 << 25, 1) for _ in range(8000))
+    rows = tuple((1 << 31, 1 << 25, 1, -1) for _ in range(8000))
     with pytest.raises(WireError, match="Step: a header of [0-9]+ bytes, more than 65536"):
         encode(wire.Step(1, 1, rows, (), (0, 1, 0, 0, 1, ()), ()), b"rows")
 
@@ -122,7 +124,7 @@ def test_a_chunk_that_is_too_large_is_refused():
         decode([*packed(wire.Chunk(1, 0, ID))[:1], bytes((1 << 20) + 1)])
 
 
-@pytest.mark.parametrize("message", [wire.Hello(2, "9.0", ID, "root"), wire.Welcome(0, "0.1", *MESSAGES[1][2:])])
+@pytest.mark.parametrize("message", [wire.Hello(PROTOCOL + 1, "9.0", ID, "root"), wire.Welcome(0, "0.1", *MESSAGES[1][2:])])
 def test_another_protocol_says_so_whatever_else_it_has(message):
     header, *_ = packed(message)
     for values in (msgpack.unpackb(header), [*msgpack.unpackb(header), "new"]):

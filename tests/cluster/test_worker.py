@@ -140,7 +140,7 @@ def test_workers_of_another_session_get_no_answer(worker):
 def test_steps_without_a_plan_are_nothing(worker):
     with FakeRoot(worker) as root:
         root.greet()
-        root.say(wire.Step(1, 1, ((0, 0, 1),), (0,), (0.0, 0, 0.0, 0.0, 1.0, ()), ()), bytes(400))
+        root.say(wire.Step(1, 1, ((0, 0, 1, -1),), (0,), (0.0, 0, 0.0, 0.0, 1.0, ()), ()), bytes(400))
         root.say(wire.Chunk(1, 0, bytes(16)), b"data")
         root.say(wire.Probe(1), b"x")
         assert root.hear(wire.Probe, wire.Refuse) == wire.Probe(1)
@@ -258,7 +258,7 @@ def test_steps_that_make_no_sense(worker):
                 root.say(wire.Part(root.epoch, number, round), part * max(1, min(count, 128)))
             return root.hear(wire.Candidates, wire.Refuse)
 
-        sound = ((3, 0, 2), (4, 0, 1)), (0, 2), (0.8, 4, 0.0, 0.0, 1.0, ()), (7,), part * 3
+        sound = ((3, 0, 2, -1), (4, 0, 1, -1)), (0, 2), (0.8, 4, 0.0, 0.0, 1.0, ()), (7,), part * 3
         assert type(step(*sound)) is wire.Candidates
 
         @live
@@ -268,7 +268,7 @@ def test_steps_that_make_no_sense(worker):
             damage = data.draw(st.sampled_from(("rows", "wanted", "reduction", "payload", "nothing")))
             number = st.one_of(st.integers(0, 70), st.integers(0, 1 << 25))
             if damage == "rows":
-                rows = data.draw(st.lists(st.tuples(st.integers(0, 9), number, number), max_size=5))
+                rows = data.draw(st.lists(st.tuples(st.integers(0, 9), number, number, st.integers(-1, 2)), max_size=5))
             elif damage == "wanted":
                 wanted = data.draw(st.lists(number, max_size=5))
             elif damage == "reduction":
@@ -282,12 +282,52 @@ def test_steps_that_make_no_sense(worker):
         meet()
 
 
+RANK_4 = ((4,) * 7,)
+"""Of one adapter to one layer."""
+
+
+def test_adapters_count_as_memory(workers):
+    task = job(replace(TINY, n_layers=1))
+    (worker,) = workers(1, memory=task.memory_bytes)
+    with FakeRoot(worker) as root:
+        root.greet()
+        ready(root, task)
+        root.say(replace(task, epoch=root.epoch + 1, adapters=RANK_4).message())
+        assert root.hear(wire.Refuse, wire.Need).reason.startswith("not enough memory: its share needs ")
+
+
+@pytest.mark.parametrize("damage", [0, 1 << 19])
+def test_adapters_that_arrive_damaged(worker, damage):
+    """Another digest than the bytes have, or bytes too many."""
+    task = replace(job(replace(TINY, n_layers=1)), adapters=RANK_4)
+    with FakeRoot(worker) as root:
+        root.greet()
+        root.epoch = task.epoch
+        root.say(task.message())
+        if not root.hear(wire.Need).has_all:
+            supply(root, task.message(), task.layout)
+        assert root.hear(wire.NeedAdapters, wire.Refuse) == wire.NeedAdapters(task.epoch)
+        chunk = bytes(damage or 64)
+        root.say(wire.Chunk(task.epoch, 0, chunk_digest(chunk) if damage else bytes(16)), chunk)
+        assert root.hear(wire.Refuse, wire.Got).reason == "a chunk of the adapters arrived damaged"
+        ready(root, job(replace(TINY, n_layers=1)))
+
+
+@pytest.mark.parametrize("adapters", [((4,) * 6,), ((4,) * 7, ())])
+def test_adapters_of_another_shape(worker, adapters):
+    with FakeRoot(worker) as root:
+        root.greet()
+        root.say(replace(job(replace(TINY, n_layers=1)), adapters=adapters).message())
+        reason = root.hear(wire.Refuse, wire.Need).reason
+        assert reason == "the plan makes no sense: an adapter has a rank for each target of each layer"
+
+
 def test_parts_of_a_wrong_size(worker):
     task = job(replace(TINY, n_layers=1))
     with FakeRoot(worker) as root:
         root.greet()
         ready(root, task)
-        root.say(wire.Step(root.epoch, 1, ((0, 0, 1),), (), (0.0, 0, 0.0, 0.0, 1.0, ()), ()), bytes(4 * TINY.dim))
+        root.say(wire.Step(root.epoch, 1, ((0, 0, 1, -1),), (), (0.0, 0, 0.0, 0.0, 1.0, ()), ()), bytes(4 * TINY.dim))
         root.say(wire.Part(root.epoch, 1, 0), bytes(7))
     worker.said("the root is lost: ")
 
