@@ -124,7 +124,10 @@ def test_a_chunk_that_is_too_large_is_refused():
         decode([*packed(wire.Chunk(1, 0, ID))[:1], bytes((1 << 20) + 1)])
 
 
-@pytest.mark.parametrize("message", [wire.Hello(PROTOCOL + 1, "9.0", ID, "root"), wire.Welcome(0, "0.1", *MESSAGES[1][2:])])
+OTHERS = [wire.Hello(PROTOCOL + 1, "9.0", ID, "root"), wire.Welcome(0, "0.1", *MESSAGES[1][2:])]
+
+
+@pytest.mark.parametrize("message", OTHERS)
 def test_another_protocol_says_so_whatever_else_it_has(message):
     header, *_ = packed(message)
     for values in (msgpack.unpackb(header), [*msgpack.unpackb(header), "new"]):
