@@ -5,6 +5,7 @@ import click
 from dllama import __version__
 from dllama.cli.cache import cache
 from dllama.cli.doctor import doctor
+from dllama.cli.eval import evaluate
 from dllama.cli.imatrix import imatrix
 from dllama.cli.inference import inference
 from dllama.cli.info import info
@@ -44,5 +45,5 @@ def main() -> None:
     """
 
 
-for command in (inference, worker, key, cache, info, perplexity, plan, doctor, imatrix, train):
+for command in (inference, worker, key, cache, info, perplexity, plan, doctor, imatrix, train, evaluate):
     main.add_command(command)
