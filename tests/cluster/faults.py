@@ -201,10 +201,10 @@ class Lane:
             with self._restarting:  # two faults may ask for it at once
                 self._workers[victim] = self._again(self._workers[victim])
         elif kind in ("stop", "pause"):
-            worker.stop()
-            if kind == "pause":
-                time.sleep(pause)
-                with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError):  # another fault has ended it
+                worker.stop()
+                if kind == "pause":
+                    time.sleep(pause)
                     worker.go_on()
         elif kind == "cut":
             cable.cut()
