@@ -41,6 +41,7 @@ def versions(node: str) -> Finding:
 
 def kernels(node: str, model: ModelFile) -> Iterator[Finding]:
     """What the CPU's features select, and whether it has been compiled. Raises KernelError."""
+    from dllama.engine.compiling import forms_of
     from dllama.kernels import cpu, jit
 
     name = jit.ISA.name
@@ -50,8 +51,7 @@ def kernels(node: str, model: ModelFile) -> Iterator[Finding]:
     else:
         text = f"{name}: the CPU has none of the instructions that the others need"
         yield Finding(node, "kernels", State.SLOW, text, "use a CPU with AVX2 or NEON", name)
-    types = model.config.weight_type, BUFFER_TYPE, KV_TYPE
-    forms = [kind.name.lower() for kind in types] + ["experts"] * model.config.arch.has_experts
+    forms = forms_of(model.config, BUFFER_TYPE, KV_TYPE)
     if jit.is_compiled(*forms):
         yield Finding(node, "compiled", State.OK, f"in {jit.CACHE}")
         return

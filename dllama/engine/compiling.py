@@ -10,6 +10,12 @@ from dllama.formats.files import reason
 from dllama.kernels import jit
 
 
+def forms_of(config: ModelConfig, buffer_type: FloatType, kv_type: FloatType, adapters: bool = False) -> list[str]:
+    """What kernels are compiled for, as `jit.is_compiled` has it."""
+    forms = [kind.name.lower() for kind in (config.weight_type, buffer_type, kv_type)]
+    return forms + ["experts"] * config.arch.has_experts + ["adapters"] * adapters
+
+
 @contextmanager
 def compiling(
     config: ModelConfig,
@@ -24,11 +30,7 @@ def compiling(
     Several processes that need the same kernels wait for the first of them to compile: a machine's local workers would
     else compile side by side, and take as many times as long.
     """
-    forms = [kind.name.lower() for kind in (config.weight_type, buffer_type, kv_type)]
-    if config.arch.has_experts:
-        forms.append("experts")
-    if adapters:
-        forms.append("adapters")
+    forms = forms_of(config, buffer_type, kv_type, adapters)
     if jit.is_compiled(*forms):
         yield
         return

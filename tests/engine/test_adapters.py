@@ -12,7 +12,7 @@ from dllama.kernels import tags
 from dllama.kernels.team import Team
 from dllama.lora import read_lora
 from dllama.targets import TARGETS
-from tests.engine import reference
+from tests.engine import feeding, reference
 from tests.engine.adapters import Merged, random_adapter
 from tests.engine.checkpoints import build
 from tests.engine.models import BLOCKED, SHAPES, random_model
@@ -38,14 +38,8 @@ def tokens_for(engine, n=N, seed=1) -> list[int]:
 
 
 def run(engine, tokens, pieces, adapter=NO_ADAPTER) -> np.ndarray:
-    """Logits of all tokens of a new sequence, in ``pieces`` of so many rows."""
-    sequence, out, start = engine.sequence(adapter), [], 0
-    for n in pieces:
-        rows = [Row(sequence, start + i, token) for i, token in enumerate(tokens[start : start + n])]
-        out.append(engine.forward(rows).copy())
-        start += n
-    assert start == len(tokens)
-    return np.concatenate(out)
+    """Logits of all tokens of a new sequence with this adapter, in ``pieces`` of so many rows."""
+    return feeding.run(engine, tokens, pieces, engine.sequence(adapter))
 
 
 def error(found, expected) -> float:

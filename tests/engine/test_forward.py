@@ -9,6 +9,7 @@ from dllama.formats import FloatType
 from dllama.kernels import tags
 from dllama.kernels.team import Team
 from tests.engine import reference
+from tests.engine.feeding import run
 from tests.engine.models import BLOCKED, BLOCKED_MOE, SHAPES, random_model
 
 N = 45
@@ -37,18 +38,6 @@ def build(tmp_path, teams):
 
 def tokens_for(engine, n=N, seed=1) -> list[int]:
     return np.random.default_rng(seed).integers(0, engine.config.vocab_size, n).tolist()
-
-
-def run(engine, tokens, pieces, sequence=None) -> np.ndarray:
-    """Logits of all tokens, which are run in ``pieces`` of so many rows each."""
-    sequence = sequence or engine.sequence()
-    out, start = [], 0
-    for n in pieces:
-        rows = [Row(sequence, start + i, token) for i, token in enumerate(tokens[start : start + n])]
-        out.append(engine.forward(rows).copy())
-        start += n
-    assert start == len(tokens)
-    return np.concatenate(out)
 
 
 def errors(found, expected) -> np.ndarray:
