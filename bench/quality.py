@@ -18,8 +18,8 @@ from pathlib import Path
 from bench.report import print_table, save
 from converter.convert import Settings, convert
 from dllama import Llama
-from dllama.cli.perplexity import negative_log_likelihood, windows
 from dllama.formats import FloatType
+from dllama.likelihood import negative_log_likelihood, windows
 from dllama.tokenizer import Tokenizer
 from dllama.train.corpus import read_problems
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from dllama.cli.perplexity import negative_log_likelihood
 from dllama.engine.candidates import Candidates
 from dllama.engine.sampler import Sampler
+from dllama.likelihood import negative_log_likelihood
 from dllama.tokenizer import Tokenizer
 
 

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dllama.cli.perplexity import exponential, negative_log_likelihood, windows
+from dllama.cli.perplexity import exponential
 from dllama.errors import ModelError
+from dllama.likelihood import negative_log_likelihood, windows
 from tests.cli.program import fails, succeeds
 
 

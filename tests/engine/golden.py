@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 from dllama import Llama, SamplerSettings
-from dllama.cli.perplexity import negative_log_likelihood, windows
+from dllama.likelihood import negative_log_likelihood, windows
 
 FOLDER = Path(__file__).parents[1] / "golden"
 GOLDEN = FOLDER / "embedded.json"

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from dllama import Llama, SamplerSettings
-from dllama.cli.perplexity import negative_log_likelihood
 from dllama.engine.candidates import Reduction
 from dllama.engine.forward import MAX_ROWS
 from dllama.engine.sampler import Sampler
 from dllama.eval.lanes import run
 from dllama.eval.requests import Generation, Scoring
+from dllama.likelihood import negative_log_likelihood
 from dllama.llama import LOGIT_ROWS
 
 GREEDY = SamplerSettings(temperature=0)
