@@ -12,15 +12,16 @@ from dllama import embedded
 from dllama.cluster.plan import Plan
 from dllama.cluster.settings import ClusterSettings
 from dllama.engine.candidates import Candidates, Reduction
-from dllama.engine.forward import MAX_ROWS
 from dllama.engine.interface import NodeCost, Row
 from dllama.engine.local import LocalEngine
 from dllama.engine.sampler import Sampler, SamplerSettings
+from dllama.engine.workspace import MAX_ROWS
 from dllama.errors import AdapterError, ModelError, PromptError
 from dllama.formats import FloatType, ModelFile
 from dllama.kernels import jit
 from dllama.kernels.team import Team, usable_cpus
 from dllama.lora import LoraAdapter, read_lora
+from dllama.privatelora.settings import EdgeSettings
 from dllama.tokenizer import load_tokenizer
 
 LOGIT_ROWS = 32
@@ -67,7 +68,8 @@ class Llama:
     nthreads: None takes every CPU this process may use; context: positions to make room for, None the model's own;
     weights_float_type: if given, the model file must hold this type; buffer_float_type: "q80" or "f32", what enters
     the products; kv_float_type: "f16", "f32" or "q80", how keys and values are kept; cluster: the workers that hold
-    the rest of the model, None for this machine alone; adapters: LoRA adapters that texts may be generated with, the
+    the rest of the model, None for this machine alone; private: the cloud that works the model's middle layers, with
+    this machine as PrivateLoRA's edge; adapters: LoRA adapters that texts may be generated with, the
     folders that PEFT writes, by names of your choice; notify: called with a line when something takes long or goes
     wrong and is mended; progress: called with a task's name, the bytes done and in all, while weights are made ready.
 
@@ -88,6 +90,7 @@ class Llama:
         buffer_float_type: str = "q80",
         kv_float_type: str = "f16",
         cluster: ClusterSettings | None = None,
+        private: EdgeSettings | None = None,
         adapters: Mapping[str, str | os.PathLike] | None = None,
         notify: Callable[[str], None] = lambda line: None,
         progress: Callable[[str, int, int], None] = lambda task, done, total: None,
@@ -118,7 +121,11 @@ class Llama:
         loras = self._read(adapters or {})
         self._team = Team(self.nthreads)
         args = self._model, self._team, self.context, *types
-        if cluster is None:
+        if private is not None:
+            from dllama.privatelora.edge import EdgeEngine
+
+            self._engine = EdgeEngine(*args, private, notify, progress)
+        elif cluster is None:
             self._engine = LocalEngine(*args, loras, notify, progress)
         else:
             from dllama.cluster.root import ClusterEngine
@@ -130,8 +137,8 @@ class Llama:
 
     @property
     def plan(self) -> Plan | None:
-        """Who holds what in the cluster, another one after a worker was lost; None on this machine alone."""
-        return None if isinstance(self._engine, LocalEngine) else self._engine.plan
+        """Who holds what in the cluster, another one after a worker was lost; None without one."""
+        return getattr(self._engine, "plan", None)
 
     def generate(
         self,

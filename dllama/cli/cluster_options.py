@@ -59,13 +59,17 @@ def cluster(
     step_timeout: float,
     nthreads: int | None,
     notify: Callable[[str], None],
+    cloud_model: str | None = None,
 ) -> Iterator[tuple[ClusterSettings | None, int | None]]:
     """The cluster that the options ask for, None where they do not, and the threads of this machine.
 
-    Local workers run as long as the block. Raises click.UsageError, ClusterError, ClusterKeyError, PlanError.
+    Local workers run as long as the block. ``cloud_model``: the model's file, where the one worker is to be a cloud for
+    edges. Raises click.UsageError, ClusterError, ClusterKeyError, PlanError.
     """
     if workers and local_workers:
         raise click.UsageError("either --workers or --local-workers, not both")
+    if cloud_model:
+        _check_cloud(workers, local_workers, ratios)
     names = [name.strip() for value in workers for name in value.split(",") if name.strip()]
     if workers and not names:
         raise click.UsageError("--workers names none")
@@ -73,12 +77,16 @@ def cluster(
     if insecure:
         notify("--insecure: nothing is encrypted, and anybody on the network could be the workers")
     if local_workers:
-        from dllama.cluster.local import local_workers as start
+        from dllama.cluster import local
         from dllama.kernels.team import usable_cpus
 
         threads = max(1, usable_cpus() // (local_workers + 1))
-        settings = {"secure": not insecure, "ratios": ratios, "step_timeout": step_timeout, "notify": notify}
-        with start(local_workers, threads, **settings) as started:
+        settings = {"secure": not insecure, "step_timeout": step_timeout, "notify": notify}
+        if cloud_model:
+            start = local.local_cloud(cloud_model, threads, **settings)
+        else:
+            start = local.local_workers(local_workers, threads, ratios=ratios, **settings)
+        with start as started:
             yield started, nthreads or threads
     elif names:
         addresses = _addresses(names)
@@ -97,6 +105,14 @@ def _check(workers: int | None, ratios: tuple[float, ...] | None, key_file: str 
             f"{len(ratios)} ratios for this machine and {workers} {'worker' if workers == 1 else 'workers'}: "
             "each needs one, this machine's first"
         )
+
+
+def _check_cloud(workers: tuple[str, ...], local_workers: int | None, ratios: tuple[float, ...] | None) -> None:
+    count = len([name for value in workers for name in value.split(",") if name.strip()]) + (local_workers or 0)
+    if count != 1:
+        raise click.UsageError("--mode privatelora needs one worker, the cloud: --workers HOST[:PORT]")
+    if ratios:
+        raise click.UsageError("--ratios is for a cluster, and --mode privatelora has --edge-layers")
 
 
 def _addresses(names: list[str]) -> tuple[str, ...]:

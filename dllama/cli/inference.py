@@ -8,6 +8,7 @@ from dataclasses import fields
 import click
 
 from dllama.cli import report
+from dllama.cli.edge_options import edge_options, edge_values
 from dllama.cli.live import Live
 from dllama.cli.node_options import SeveralValues
 from dllama.cli.options import model_options, open_llama
@@ -91,8 +92,12 @@ def sampler_settings(options: dict) -> SamplerSettings:
 )
 @model_options
 @click.option(
-    "--adapter", metavar="DIR", help="Generate with this LoRA adapter, a folder as PEFT writes it, beside the model."
+    "--adapter",
+    metavar="PATH",
+    help="Generate with this adapter beside the model: a LoRA's folder as PEFT writes it, or with --mode privatelora "
+    "the edge's half of a PrivateLoRA adapter.",
 )
+@edge_options
 @sampler_options
 @click.option("--quiet", is_flag=True, help="Print the generated text alone.")
 @click.option("--top", is_flag=True, help="Show a table of what each node does, kept up to date on a terminal.")
@@ -102,7 +107,10 @@ def sampler_settings(options: dict) -> SamplerSettings:
     help="Write what was measured, token by token and node by node, as JSON; the first token's inference is "
     "prefill_ms.",
 )
-def inference(prompt, prompt_file, steps, max_seq_len, adapter, quiet, top, stats, **options) -> None:
+def inference(
+    prompt, prompt_file, steps, max_seq_len, adapter, mode, edge_layers, transfer_float_type, noise, quiet, top, stats,
+    **options,
+) -> None:  # fmt: skip
     """Generate text.
 
     \b
@@ -111,23 +119,26 @@ def inference(prompt, prompt_file, steps, max_seq_len, adapter, quiet, top, stat
       cat question.txt | dllama inference --prompt-file - --quiet > answer.txt
       dllama inference --local-workers 2 --prompt "Question:" --repeat-penalty 1.05 --top --quiet
       dllama inference --workers 10.0.0.2 10.0.0.3:9999 --model model.m --tokenizer tokenizer.t --prompt "Hello world"
+      dllama inference --mode privatelora --workers cloud --adapter edge.plora --prompt "Question:"
 
     For every token a line tells the time of its generation (G), of it inference (I) and transfer (T), the bytes sent
     (S) and received (R) between the nodes, and its text; averages follow. Ctrl-C stops and prints the averages so far.
     """
     settings = sampler_settings(options)
+    edge = edge_values(mode, adapter, edge_layers, transfer_float_type, noise)
     text = _prompt_text(prompt, prompt_file)
     if stats:
         AtomicFile(stats, 0).abort()  # a path that cannot be written fails now, not after the run
 
     live = Live()
-    adapters = {} if adapter is None else {adapter: adapter}
-    with open_llama(**options, context=max_seq_len, adapters=adapters, live=live) as llama:
+    lora = None if edge else adapter
+    adapters = {} if lora is None else {lora: lora}
+    with open_llama(**options, context=max_seq_len, adapters=adapters, edge=edge, live=live) as llama:
         run = report.Run(text, llama.encode(text))
         if not quiet:
             click.echo(report.start_lines(llama, settings), err=True)
         with Top(live, llama, run.pieces) if top else nullcontext(live) as screen:
-            pieces = llama.generate(run.prompt_ids, steps, settings, adapter)
+            pieces = llama.generate(run.prompt_ids, steps, settings, lora)
             status = _generate(llama, pieces, run, quiet, screen.write)
             if quiet and not run.text.endswith("\n"):
                 screen.write("\n")

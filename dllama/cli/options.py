@@ -65,12 +65,14 @@ def open_llama(
     nthreads: int | None,
     context: int | None,
     adapters: Mapping[str, str] | None = None,
+    edge: Mapping | None = None,
     live: Live | None = None,
     **cluster_values,
 ) -> Iterator[Llama]:
     """The model that the options ask for, loaded, with room for `context` tokens (None: the model's own context).
 
-    ``adapters``: as `Llama` takes them; ``live``: where to show how far it is, and what happens later. The end of the
+    ``adapters``: as `Llama` takes them; ``edge``: what `EdgeSettings` has beside the cloud, where this machine is to be
+    the edge of PrivateLoRA; ``live``: where to show how far it is, and what happens later. The end of the
     block lets go of the workers.
 
     Raises DllamaError, and click.UsageError for options that make no sense together.
@@ -80,8 +82,15 @@ def open_llama(
     if tokenizer and not model:
         raise click.UsageError("--tokenizer needs --model with it: the embedded model has a tokenizer of its own")
     progress = Progress(live or Live(), lambda line: click.echo(f"🔔 {visible(line)}", err=True))
-    with cluster(**cluster_values, nthreads=nthreads, notify=progress.say) as (settings, nthreads):
+    cloud_model = None if edge is None else str(open_model_file(model).path)
+    values = cluster_values | {"nthreads": nthreads, "notify": progress.say, "cloud_model": cloud_model}
+    with cluster(**values) as (settings, nthreads):
         from dllama import Llama
+        from dllama.privatelora.settings import EdgeSettings
+
+        private = None
+        if edge is not None:
+            private = EdgeSettings(settings.workers[0], settings.key, step_timeout=settings.step_timeout, **edge)
 
         try:
             llama = Llama(
@@ -92,7 +101,8 @@ def open_llama(
                 weights_float_type=weights_float_type,
                 buffer_float_type=buffer_float_type,
                 kv_float_type=kv_float_type,
-                cluster=settings,
+                cluster=None if private else settings,
+                private=private,
                 adapters=adapters,
                 notify=progress.say,
                 progress=progress,

@@ -13,6 +13,7 @@ import click
 from dllama.cli import quantities
 from dllama.cli.live import Live
 from dllama.cli.notify import Service
+from dllama.cli.options import buffer_float_type, kv_float_type
 from dllama.cli.program import INTERRUPTED
 from dllama.cli.progress import Progress
 from dllama.cli.quantities import Quantity
@@ -42,6 +43,28 @@ ANY_HOST = ("", "*", "0.0.0.0", "::")
 )
 @click.option("--model", metavar="FILE", help="A copy of the model; a root that runs it need not send any weights.")
 @click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"], case_sensitive=False),
+    help="Be the cloud of PrivateLoRA: run the layers of --model for edges, on this device.",
+)
+@click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    metavar="FILE",
+    help="With --device: the cloud's half of an adapter whose A and B come from no seed; may be repeated.",
+)
+@click.option(
+    "--max-edges",
+    type=click.IntRange(1, 64),
+    default=8,
+    show_default=True,
+    metavar="N",
+    help="With --device: edges to serve at a time.",
+)
+@buffer_float_type("With --device cpu: activations that enter a product; q80 is fast, f32 is exact.")
+@kv_float_type("With --device cpu: keys and values of past tokens.")
+@click.option(
     "--cache-limit",
     type=Quantity("disk size", quantities.BYTES, "20GB"),
     metavar="SIZE",
@@ -54,7 +77,10 @@ ANY_HOST = ("", "*", "0.0.0.0", "::")
 )
 @click.option("--insecure", is_flag=True, help="Do without a key: anybody who reaches the port can use this device.")
 @click.option("--parent-fd", type=int, hidden=True)
-def worker(port, host, nthreads, memory, model, cache_limit, key_file, insecure, parent_fd) -> None:
+def worker(
+    port, host, nthreads, memory, model, device, adapters, max_edges, buffer_float_type, kv_float_type, cache_limit,
+    key_file, insecure, parent_fd,
+) -> None:  # fmt: skip
     """Lend this device to a cluster.
 
     A worker waits for a root, which is "dllama inference --workers ..." on another device; it takes its slice of the
@@ -67,7 +93,15 @@ def worker(port, host, nthreads, memory, model, cache_limit, key_file, insecure,
       dllama worker
       dllama worker --port 9999 --nthreads 3 --memory 2GiB
       dllama worker --model model.m --key-file lab.key
+      dllama worker --model model.m --device auto
+
+    With --device it is no part of a cluster but the cloud of PrivateLoRA: it has the model, and works its layers for
+    several edges at once, which are "dllama inference --mode privatelora --workers ..." on other devices.
     """
+    if device and not model:
+        raise click.UsageError("--device needs --model with it: edges send no weights")
+    if adapters and not device:
+        raise click.UsageError("--adapter is for the cloud of PrivateLoRA: it needs --device")
     _end_at_signals()
     if parent_fd is not None:
         _end_with_parent(parent_fd)
@@ -81,24 +115,39 @@ def worker(port, host, nthreads, memory, model, cache_limit, key_file, insecure,
     key = None if insecure else _key(key_file, host, port)
 
     from dllama.cli.pulse import Pulse
-    from dllama.cluster.slice_cache import SliceCache
-    from dllama.cluster.worker import Worker, WorkerSettings
     from dllama.kernels.team import usable_cpus
 
-    settings = WorkerSettings(
-        host,
-        port,
-        key,
-        nthreads or usable_cpus(),
-        memory=None if memory is None else int(memory),
-        model=model,
-        cache=SliceCache(limit=None if cache_limit is None else int(cache_limit), notify=progress.say),
-    )
-    served = Worker(settings, progress.say, progress)
+    threads = nthreads or usable_cpus()
+    if device:
+        from dllama.formats import FloatType
+        from dllama.privatelora.backends.open import open_backend
+        from dllama.privatelora.cloud import Cloud, CloudSettings
+
+        settings = CloudSettings(host, port, key, threads, model, adapters, max_edges)
+        types = FloatType.parse(buffer_float_type), FloatType.parse(kv_float_type)
+        backend = open_backend(device.lower(), threads, *types, progress.say)
+        served = Cloud(settings, backend, progress.say, progress)
+        does = f"{served.device}, for edges"
+    else:
+        from dllama.cluster.slice_cache import SliceCache
+        from dllama.cluster.worker import Worker, WorkerSettings
+
+        settings = WorkerSettings(
+            host,
+            port,
+            key,
+            threads,
+            memory=None if memory is None else int(memory),
+            model=model,
+            cache=SliceCache(limit=None if cache_limit is None else int(cache_limit), notify=progress.say),
+        )
+        served = Worker(settings, progress.say, progress)
+        does = f"{threads} threads"
     where = _join(host if host not in ANY_HOST else _own_address(), served.port)
     how = "--insecure: anybody who reaches it can use this device" if insecure else f"cluster key {key.fingerprint}"
-    log(f"listening on {_join(host, served.port)}, {settings.nthreads} threads, {how}")
-    _log(f"a root reaches it with --workers {where}" + (" --insecure" if insecure else ""))
+    log(f"listening on {_join(host, served.port)}, {does}, {how}")
+    who, mode = ("an edge", "--mode privatelora ") if device else ("a root", "")
+    _log(f"{who} reaches it with {mode}--workers {where}" + (" --insecure" if insecure else ""))
     if parent_fd is not None:
         os.write(parent_fd, b"%d\n" % served.port)
     if service.watchdog_seconds:

@@ -13,7 +13,8 @@ The plan:
 
 Links:
     messages                  what nodes say to each other
-    schema, wire              the bounds of all that, and its form on the wire
+    schema, bounds            what a field may hold, and the bounds of all messages
+    wire                      their form on the wire
     key, admission            the cluster's key, and who may connect
     address                   where a worker is, and what answers there
     sockets, links, listener  ZeroMQ's sockets: what they share, the side that connects, the side that listens

@@ -17,7 +17,7 @@ from dllama.cluster.share import Share
 from dllama.cluster.slices import SliceLayout
 from dllama.cluster.traffic import Form
 from dllama.engine.adapter_weights import NUMBERS, lay_out
-from dllama.engine.forward import MAX_ROWS
+from dllama.engine.workspace import MAX_ROWS
 from dllama.errors import PlanError
 from dllama.formats import FloatType
 from dllama.formats.blocks import BLOCK

@@ -1,5 +1,6 @@
 """Workers on this machine, for a try-out: started with a run and stopped at its end."""
 
+import os
 import select
 import signal
 import socket
@@ -65,17 +66,40 @@ def local_workers(
 
     Raises ClusterError where one cannot be started.
     """
-    key = cluster_key.generate() if secure else None
     free = available_bytes()
     options = [] if free is None else ["--memory", f"{free // (count + 1)}b"]
     options += ["--nthreads", str(nthreads)]
+    with _all_started(count, secure, options, notify) as (addresses, key):
+        yield ClusterSettings(addresses, key, ratios or (1.0,) * (count + 1), step_timeout=step_timeout)
+
+
+@contextmanager
+def local_cloud(
+    model: str | os.PathLike,
+    nthreads: int,
+    *,
+    secure: bool = True,
+    step_timeout: float = STEP_TIMEOUT,
+    notify: Callable[[str], None] = lambda line: None,
+) -> Iterator[ClusterSettings]:
+    """As ``local_workers``, one that is the cloud of PrivateLoRA's edges, with a model's file."""
+    options = ["--device", "cpu", "--model", os.fspath(model), "--nthreads", str(nthreads)]
+    with _all_started(1, secure, options, notify) as (addresses, key):
+        yield ClusterSettings(addresses, key, step_timeout=step_timeout)
+
+
+@contextmanager
+def _all_started(
+    count: int, secure: bool, options: list[str], notify: Callable[[str], None]
+) -> Iterator[tuple[tuple[str, ...], ClusterKey | None]]:
+    """So many workers that listen: their addresses, and their key."""
+    key = cluster_key.generate() if secure else None
     with ExitStack() as stack:
         workers = [stack.enter_context(_started(key, options, notify)) for _ in range(count)]
         deadline = time.monotonic() + START_SECONDS
         for worker in workers:
             worker.port = _port(worker, deadline)
-        addresses = tuple(worker.address for worker in workers)
-        yield ClusterSettings(addresses, key, ratios or (1.0,) * (count + 1), step_timeout=step_timeout)
+        yield tuple(worker.address for worker in workers), key
 
 
 @contextmanager

@@ -10,9 +10,10 @@ from dllama.cluster.job import Job
 from dllama.cluster.mesh import Mesh
 from dllama.cluster.traffic import vector_bytes
 from dllama.engine.candidates import Candidates, Reduction, reduce
-from dllama.engine.forward import MAX_ROWS, Forward, Place
+from dllama.engine.forward import Forward
 from dllama.engine.kv_cache import KVCache
 from dllama.engine.weights import padded
+from dllama.engine.workspace import MAX_ROWS, Place
 from dllama.formats import FloatType
 from dllama.kernels import tags
 from dllama.kernels.travel import decode_sum, encode

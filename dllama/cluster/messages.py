@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 
 class Hello(NamedTuple):
-    """root -> worker: the first message."""
+    """root -> worker, edge -> cloud: the first message."""
 
     protocol: int
     version: str  # of the package
@@ -14,7 +14,7 @@ class Hello(NamedTuple):
 
 
 class Welcome(NamedTuple):
-    """worker -> root: the answer to Hello."""
+    """worker -> root, cloud -> edge: the answer to Hello."""
 
     protocol: int
     version: str
@@ -149,3 +149,48 @@ class Beat(NamedTuple):
 
 class Bye(NamedTuple):
     """root -> worker: the end; free everything. And back, when that is done."""
+
+
+class Open(NamedTuple):
+    """edge -> cloud: which layers it wants worked, and with which adapter. ``session`` is a dict with the keys of
+    SESSION."""
+
+    session: dict
+
+
+class Opened(NamedTuple):
+    """cloud -> edge: steps may come."""
+
+    device: str  # that works them, for people
+
+
+class Enter(NamedTuple):
+    """edge -> cloud: a step. Payload: the residual stream of its rows as it enters the first of the cloud's layers."""
+
+    step: int
+    rows: Sequence[tuple[int, int, int]]  # runs of rows: sequence, first position, count
+    wanted: Sequence[int]  # rows whose residual stream is wanted in the end
+    freed: Sequence[int]  # sequences whose caches the edge needs no more
+
+
+class Low(NamedTuple):
+    """cloud -> edge: A·x of the adapted targets of a product, one after another for each row, in the payload."""
+
+    step: int
+    layer: int
+    product: int
+
+
+class Answer(NamedTuple):
+    """edge -> cloud: M·A·x of the same, in the payload."""
+
+    step: int
+    layer: int
+    product: int
+
+
+class Leave(NamedTuple):
+    """cloud -> edge: the step is done. Payload: the residual stream of the wanted rows after the cloud's layers."""
+
+    step: int
+    inference_us: int  # that the cloud was at work for it

@@ -25,10 +25,10 @@ from dllama.cluster.supply import Supply
 from dllama.engine.adapter_weights import ranks_of, values_of
 from dllama.engine.adapters import NO_ADAPTER
 from dllama.engine.candidates import Candidates, Reduction, merge, unpack
-from dllama.engine.forward import MAX_ROWS
 from dllama.engine.interface import NodeCost, Row
 from dllama.engine.memory import available_bytes
 from dllama.engine.speed import read_speed
+from dllama.engine.workspace import MAX_ROWS
 from dllama.errors import ClusterError, ModelError, PlanError
 from dllama.formats import FloatType, ModelFile
 from dllama.kernels.team import Team, sigint_held

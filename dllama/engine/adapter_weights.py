@@ -53,7 +53,7 @@ def lay_out(ranks: np.ndarray, config: ModelConfig, info: Callable[[str, int], T
     ranks: as of ``ranks_of``;  info: tells the shapes of the model's matrices, or of a node's slices of them
     """
     records = np.zeros(ranks.shape, LOW_RANK)
-    records["rank"] = ranks
+    records["a_rank"] = records["b_rank"] = ranks
     for number, (name, names) in enumerate(TARGETS.items()):
         if not (config.arch.has_experts and name in DENSE):
             matrix = info(names.matrix, 0)
@@ -82,7 +82,7 @@ class AdapterWeights:
 
     @property
     def max_rank(self) -> int:
-        return int(self.records["rank"].max())
+        return int(self.records["a_rank"].max())
 
     def fill(self, values: Iterable[np.ndarray]) -> None:
         """Takes the matrices, as of ``values_of``, or their bytes in pieces."""

@@ -21,6 +21,7 @@ n_groups and places, the number of places with the gaps between groups, are set 
 import numpy as np
 
 from dllama.engine.stages import ITEM_BYTES, TILE, multiply, row_parts, rows_of_item, whole_blocks
+from dllama.kernels import tags
 from dllama.kernels.elementwise import add_scaled, copy, floats, integers, scale, softmax
 from dllama.kernels.jit import jit
 from dllama.kernels.router import multiply_router
@@ -188,7 +189,7 @@ def combine(thread, base, s):
             if slot == 0:
                 scale(y, out, mix[slot], width)
             else:
-                add_scaled(y, out, mix[slot], width)
+                add_scaled(tags.F32, y, out, mix[slot], width)
         item = take(s.sync, base)
     meet(s.sync, s.threads)
     return base + s.rows * parts + s.threads

@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from dllama.engine.experts import GROUP
-from dllama.engine.forward import MAX_ROWS, Forward, Place
+from dllama.engine.forward import Forward
+from dllama.engine.workspace import MAX_ROWS, Place
 from dllama.errors import ModelError
 from dllama.formats import ModelFile, expert_name
 from dllama.formats.imatrix import Key

@@ -42,7 +42,7 @@ STEP = _record(
     scratch scratch_stride heads_out scores scores_stride
     experts active router_logits router_stride chosen mix mix_stride counts groups
     expert_acts expert_out n_groups places
-    adapted low low_stride low_part
+    adapted low low_stride low_part half
     final_norm output
     cache_row
     """,
@@ -63,7 +63,7 @@ scratch: each thread's own memory: a padded head; at the offset ``heads_out`` HE
 cache_row: bytes of a head's key or value at one position.
 experts, active: of a mixture, in each layer and for each row; hidden_dim then is an expert's, and hidden and its acts
 have a row for each place; the rest of that line and of the next is told in `experts`.
-adapted: whether any row has an adapter; the rest of that line is told in `adapters`.
+adapted: whether any row has an adapter; the rest of that line is told in `adapters`, and ``half`` in `halves`.
 """
 
 LAYER = _record(i8="q k v o w1 w2 w3 router q_norm k_norm attention_norm ffn_norm")
@@ -73,9 +73,10 @@ router, or in a layer with one w1, w2 and w3."""
 EXPERT = _record(i8="w1 w2 w3")
 """Addresses of an expert's matrices."""
 
-LOW_RANK = _record(i8="a b rank inputs outputs")
-"""What an adapter adds to a matrix of a layer. a: address of A, float32 [rank, inputs]; b: of B transposed and times
-the scale, float32 [rank, outputs], rows padded; rank: 0 where it adds nothing."""
+LOW_RANK = _record(i8="a a_rank b b_rank inputs outputs")
+"""What an adapter adds to a matrix of a layer. a: address of A, [a_rank, inputs]; b: of B transposed and times the
+scale, [b_rank, outputs], rows padded; float32, or float16 where `halves` has them so; the ranks are 0 where it adds nothing, and equal where nothing is
+between A and B."""
 
 ROW = _record(i8="position keys values layer_stride head_stride wanted adapter")
 """One row of the batch: its position, the addresses of its sequence's caches and their strides in bytes. ``wanted``:

@@ -1,6 +1,6 @@
 """A model's weights as the compiled stages see them: addresses of matrices, packed or as they are mapped."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -47,48 +47,63 @@ class Weights:
     the system has them (`bench.bandwidth` tells what that gains), and the file's own pages let go at once. All other
     matrices are used where they are mapped. Norms are copied and padded.
 
+    ``only``: numbers of the layers wanted, None for all;  ``ends``: whether the final norm and the output matrix are.
     ``tag``: the matrices' format; ``layers``: a ``LAYER`` record for each layer; ``experts``: ``EXPERT`` records
     [layers, experts], None for a model without; ``dim_bytes``, ``q_bytes``, ``hidden_bytes``: from one row to the next
     of matrices whose inputs are of that width.
     ``progress(done, total)`` is called with bytes as matrices are packed.
     """
 
-    def __init__(self, source: Source, act: tags.Tag, team: Team, progress: Callable[[int, int], None]):
+    def __init__(
+        self,
+        source: Source,
+        act: tags.Tag,
+        team: Team,
+        progress: Callable[[int, int], None],
+        only: Sequence[int] | None = None,
+        ends: bool = True,
+    ):
         config = source.config
+        numbers = range(config.n_layers) if only is None else only
         self.tag = tags.BY_NAME[config.weight_type.name.lower()]
         self._source, self._team, self._progress = source, team, progress
         self._kept: list[np.ndarray] = []
-        self._packed = self._packing_room() if is_packed(self.tag, act) else None
+        self._packed = self._packing_room(numbers, ends) if is_packed(self.tag, act) else None
         self._done = 0
-        self.layers = np.zeros(config.n_layers, LAYER)
+        self.layers = np.zeros(len(numbers), LAYER)
         present = {info.name for info in source.tensors()}
-        self.experts = np.zeros((config.n_layers, config.n_experts), EXPERT) if config.arch.has_experts else None
-        for index, layer in enumerate(self.layers):
+        self.experts = np.zeros((len(numbers), config.n_experts), EXPERT) if config.arch.has_experts else None
+        for index, number in enumerate(numbers):
+            layer = self.layers[index]
             for name in ATTENTION:
-                layer[name] = self._matrix(name, index)
-            self._feed_forward(index, layer)
+                layer[name] = self._matrix(name, number)
+            self._feed_forward(index, number)
             for name in present.intersection(NORMS):
-                layer[name] = self._norm(name, index)
-        self.output = self._matrix("output", None)
-        self.final_norm = self._norm("final_norm", None)
+                layer[name] = self._norm(name, number)
+        self.output = self._matrix("output", None) if ends else 0
+        self.final_norm = self._norm("final_norm", None) if ends else 0
         self.dim_bytes, self.q_bytes, self.hidden_bytes = (
             self._stride(name) for name in ("q", "o", "w2" if self.experts is None else expert_name("w2", 0))
         )
 
-    def _feed_forward(self, index: int, layer: np.void) -> None:
+    def _feed_forward(self, index: int, number: int) -> None:
+        layer = self.layers[index]
         if self.experts is None:
             for name in FEED_FORWARD:
-                layer[name] = self._matrix(name, index)
+                layer[name] = self._matrix(name, number)
             return
-        layer["router"] = self._address(self._source.raw("router", index))
-        for number, expert in enumerate(self.experts[index]):
+        layer["router"] = self._address(self._source.raw("router", number))
+        for expert, record in enumerate(self.experts[index]):
             for name in FEED_FORWARD:
-                expert[name] = self._matrix(expert_name(name, number), index)
+                record[name] = self._matrix(expert_name(name, expert), number)
 
-    def _packing_room(self) -> np.ndarray:
+    def _packing_room(self, numbers: Sequence[int], ends: bool) -> np.ndarray:
         """Memory for all matrices."""
+        wanted = {*numbers, None} if ends else {*numbers}
         packed = {*ATTENTION, *FEED_FORWARD, "output"}
-        self._total = sum(self._room(info) for info in self._source.tensors() if info.kind in packed)
+        self._total = sum(
+            self._room(info) for info in self._source.tensors() if info.kind in packed and info.layer in wanted
+        )
         return anonymous(self._total, huge=True)
 
     def _room(self, info: TensorInfo) -> int:

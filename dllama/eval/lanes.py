@@ -5,8 +5,8 @@ from os.path import commonprefix
 from typing import Any, Protocol
 
 from dllama.engine.candidates import Candidates, Reduction
-from dllama.engine.forward import MAX_ROWS
 from dllama.engine.interface import Engine, Row
+from dllama.engine.workspace import MAX_ROWS
 from dllama.llama import LOGIT_ROWS
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from numba import carray, types
 
 from dllama.kernels import tags
+from dllama.kernels.dot import load_floats
 from dllama.kernels.emit import F32, I8, I32, I64, const, emitted, vec
 from dllama.kernels.jit import ISA, jit
 from dllama.kernels.packed import ACT_BYTES, ACT_SCALE, ACT_SUM, is_packed
@@ -54,12 +55,13 @@ def scale(e, x, y, factor, n):
 
 
 @emitted()
-def add_scaled(e, x, y, factor, n):
-    """x += factor·y."""
+def add_scaled(e, form, x, y, factor, n):
+    """x += factor·y, with y F32 or F16."""
     factors = e.splat(factor, 16)
     with e.loop(_sixteens(e, n)) as i:
-        at = e.mul(i, const(I64, 64))
-        e.store(e.fma(factors, e.load(SIXTEEN, e.at(y, at)), e.load(SIXTEEN, e.at(x, at))), e.at(x, at))
+        at = e.at(x, e.mul(i, const(I64, 64)))
+        (value,) = load_floats(e, form, e.at(y, e.mul(i, const(I64, 16 * form.nbytes))))
+        e.store(e.fma(factors, value, e.load(SIXTEEN, at)), at)
 
 
 @emitted()

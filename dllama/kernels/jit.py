@@ -17,7 +17,7 @@ from numba.core import config
 from dllama.folders import cache_folder
 from dllama.kernels import arm, cpu, isa, x86
 
-ENGINE = ("stages.py", "experts.py", "adapters.py", "segments.py")
+ENGINE = ("stages.py", "experts.py", "adapters.py", "segments.py", "halves.py")
 """What is compiled outside of this folder."""
 
 _ISAS = {kind.name: kind for kind in (x86.Avx512, x86.Avx2, arm.NeonDotprod, arm.Neon, isa.Isa)}

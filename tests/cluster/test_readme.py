@@ -4,14 +4,14 @@ import re
 from pathlib import Path
 
 from dllama import cluster
-from dllama.cluster import join, links, mesh, recruit, root, settings, sockets, supply, wire
-from dllama.engine import forward
+from dllama.cluster import bounds, join, links, mesh, recruit, root, settings, sockets, supply, wire
+from dllama.engine import workspace
 from tests.cluster.models import TINY
 
 PAGE = Path(cluster.__file__).with_name("README.md").read_text(encoding="utf-8")
 MESSAGE = re.compile(r"^ ?(\d+) (\w+) +\w+ -> \w+(.*(?:\n {33}.*)*)", re.MULTILINE)
 FIELD = re.compile(r"(\w+): ([^,+]+)")
-TYPES = {"count": wire.COUNT, "size": wire.BYTES, "node": wire.INDEX, "16 bytes": wire.DIGEST}
+TYPES = {"count": bounds.COUNT, "size": bounds.BYTES, "node": bounds.INDEX, "16 bytes": bounds.DIGEST}
 
 
 def documented() -> dict[str, tuple[int, str]]:
@@ -21,12 +21,12 @@ def documented() -> dict[str, tuple[int, str]]:
 
 def test_every_message_is_there():
     assert {name: number for name, (number, _) in documented().items()} == {
-        message.__name__: kind.number for message, kind in wire.SCHEMA.items()
+        message.__name__: kind.number for message, kind in bounds.SCHEMA.items()
     }
 
 
 def test_the_fields_of_each_message():
-    for message, kind in wire.SCHEMA.items():
+    for message, kind in bounds.SCHEMA.items():
         fields = {name: written.strip() for name, written in FIELD.findall(documented()[message.__name__][1])}
         assert list(fields) == list(kind.fields), message
         for name, written in fields.items():
@@ -35,12 +35,12 @@ def test_the_fields_of_each_message():
 
 def test_which_messages_have_a_payload():
     with_payload = {name for name, (_, content) in documented().items() if "+ " in content}
-    assert with_payload == {message.__name__ for message, kind in wire.SCHEMA.items() if kind.payload}
+    assert with_payload == {message.__name__ for message, kind in bounds.SCHEMA.items() if kind.payload}
 
 
 def test_the_map_of_a_plan():
     block = PAGE.partition("\nconfig  ")[2].partition("\n```")[0]
-    assert ["config", *re.findall(r"^(\w+)", block, re.MULTILINE)] == list(wire.PLAN)
+    assert ["config", *re.findall(r"^(\w+)", block, re.MULTILINE)] == list(bounds.PLAN)
     config = block.partition("map: ")[2].partition(";")[0]
     assert re.findall(r"\w+", config) == list(wire.config_values(TINY))
 
@@ -52,7 +52,7 @@ def test_times_and_sizes():
         f"A frame of more than {links.MAX_MESSAGE_BYTES >> 20} MiB",
         f"{recruit.PROBES} of 1 byte, {recruit.PROBES} of {recruit.PROBE_BYTES >> 10} KiB",
         f"at most {supply.WINDOW} without their Got",
-        f"{forward.MAX_ROWS} rows at most",
+        f"{workspace.MAX_ROWS} rows at most",
         f"up to {mesh.EARLY} messages",
         f"to all others every {mesh.BEAT_SECONDS:g} s",
         f"for {mesh.SILENT_SECONDS:g} s",

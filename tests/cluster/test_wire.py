@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dllama.cluster import wire
-from dllama.cluster.wire import PROTOCOL, SCHEMA, WireError, decode, encode
+from dllama.cluster import bounds, wire
+from dllama.cluster.bounds import PROTOCOL, SCHEMA
+from dllama.cluster.wire import WireError, decode, encode
 from tests.cluster.models import TINY
 
 ID = bytes(range(16))
@@ -29,6 +30,11 @@ PLAN = {
     "model_name": "small.m",
 }
 
+ADAPTER = {
+    "r_c2d": 16, "r_d2c": 24, "targets": ("q", "down"), "layers": (0, 3), "fingerprint": "5f" * 32, "seed": (1 << 64) - 1,
+}  # fmt: skip
+OPEN = {"model_digest": ID, "layers": (1, 30), "context": 4096, "form": 3}
+
 MESSAGES = (
     wire.Hello(PROTOCOL, "1.0", ID, "root"),
     wire.Welcome(PROTOCOL, "1.0", "shelf", 4, 8 << 30, 4.5e9, "neon", ID),
@@ -50,6 +56,13 @@ MESSAGES = (
     wire.Beat(),
     wire.Bye(),
     wire.NeedAdapters(1),
+    wire.Open({**OPEN, "adapter": None}),
+    wire.Open({**OPEN, "adapter": ADAPTER}),
+    wire.Opened("cpu, 2 threads"),
+    wire.Enter(7, ((1, 0, 12), (2, 5, 1)), (11, 12), (3,)),
+    wire.Low(7, 31, 0),
+    wire.Answer(7, 31, 3),
+    wire.Leave(7, 80_000),
 )
 
 
@@ -113,7 +126,7 @@ def test_another_number_of_payload_frames_is_refused(message):
 
 def test_large_headers_are_refused_before_they_are_read():
     with pytest.raises(WireError, match="more than any message has"):
-        decode([bytes(wire.MAX_PLAN_HEADER + 1)])
+        decode([bytes(bounds.MAX_PLAN_HEADER + 1)])
     rows = tuple((1 << 31, 1 << 25, 1, -1) for _ in range(8000))
     with pytest.raises(WireError, match="Step: a header of [0-9]+ bytes, more than 65536"):
         encode(wire.Step(1, 1, rows, (), (0, 1, 0, 0, 1, ()), ()), b"rows")

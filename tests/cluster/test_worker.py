@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dllama import __version__
-from dllama.cluster import wire
+from dllama.cluster import bounds, wire
 from dllama.cluster.job import Job
 from dllama.cluster.links import Link
 from dllama.cluster.node import NodeSpec
@@ -39,7 +39,7 @@ class FakeRoot:
         self.epoch = 0
 
     def say(self, message, *payload) -> None:
-        self.link.send([msgpack.packb([wire.SCHEMA[type(message)].number, *message]), *payload])
+        self.link.send([msgpack.packb([bounds.SCHEMA[type(message)].number, *message]), *payload])
 
     def hear(self, *kinds, seconds: float = SECONDS):
         """The next message of these kinds, None if there is none in time."""
@@ -383,7 +383,7 @@ def test_any_message_at_any_time(worker, message):
     for prepare in (lambda root: None, FakeRoot.greet, partial(_prepared, task=task)):
         with FakeRoot(worker) as root:
             prepare(root)
-            root.say(message, *([b"payload"] if wire.SCHEMA[type(message)].payload else []))
+            root.say(message, *([b"payload"] if bounds.SCHEMA[type(message)].payload else []))
             root.hear(wire.Refuse, seconds=0.05)
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dllama.engine.forward import Row
+from dllama.engine.interface import Row
 
 
 def run(engine, tokens, pieces, sequence=None) -> np.ndarray:

@@ -6,7 +6,9 @@ import pytest
 from converter.convert import Settings, convert
 from dllama.engine.adapter_weights import AdapterWeights, ranks_of, values_of
 from dllama.engine.adapters import NO_ADAPTER
-from dllama.engine.forward import MAX_ROWS, Forward, Row
+from dllama.engine.forward import Forward
+from dllama.engine.interface import Row
+from dllama.engine.workspace import MAX_ROWS
 from dllama.formats import FloatType, ModelFile
 from dllama.kernels import tags
 from dllama.kernels.team import Team

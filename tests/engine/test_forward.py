@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from dllama.engine.forward import MAX_ROWS, Forward, Row
+from dllama.engine.forward import Forward
+from dllama.engine.interface import Row
+from dllama.engine.workspace import MAX_ROWS
 from dllama.errors import ModelError
 from dllama.formats import FloatType
 from dllama.kernels import tags

@@ -5,8 +5,8 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from dllama.engine.forward import MAX_ROWS
 from dllama.engine.imatrix import Recorder
+from dllama.engine.workspace import MAX_ROWS
 from dllama.errors import ModelError
 from dllama.formats import FloatType
 from dllama.kernels import tags

@@ -37,7 +37,7 @@ def test_the_cache_holds_keys_and_values_of_every_layer():
 @pytest.mark.parametrize("kv_type", TYPES)
 def test_the_cache_is_as_large_as_estimated(kv_type, head_dim):
     config = replace(CONFIG, head_dim=head_dim)
-    cache = KVCache(config, config.n_kv_heads, 50, tags.BY_NAME[kv_type.name.lower()])
+    cache = KVCache(config, config.n_layers, config.n_kv_heads, 50, tags.BY_NAME[kv_type.name.lower()])
     assert cache.nbytes == 50 * memory.kv_bytes_per_token(config, kv_type)
 
 

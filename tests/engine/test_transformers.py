@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from converter.convert import Settings, convert
-from dllama.engine.forward import Forward, Row
+from dllama.engine.forward import Forward
+from dllama.engine.interface import Row
 from dllama.formats import FloatType, ModelFile
 from dllama.kernels import tags
 from dllama.kernels.team import Team

@@ -5,8 +5,8 @@ import pytest
 
 from dllama import Llama, SamplerSettings
 from dllama.engine.candidates import Reduction
-from dllama.engine.forward import MAX_ROWS
 from dllama.engine.sampler import Sampler
+from dllama.engine.workspace import MAX_ROWS
 from dllama.eval.lanes import run
 from dllama.eval.requests import Generation, Scoring
 from dllama.likelihood import negative_log_likelihood

@@ -1,0 +1,53 @@
+"""What computes the cloud's layers: numba's kernels on the CPU, or torch where there is a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from dllama.formats import ModelConfig
+from dllama.privatelora.adapter import CloudAdapter
+from dllama.privatelora.passage import Passage, Stop
+
+MAX_ROWS = 128
+"""Of all passages that are run together."""
+
+
+class Backend(Protocol):
+    """A decoder stack that stops for the edges.
+
+    config: the model's;  device: its name, for people
+    """
+
+    config: ModelConfig
+    device: str
+
+    def sequence(self, context: int) -> Any:
+        """An empty sequence with room for so many positions. What it takes is freed with it."""
+
+    def sequence_bytes(self, context: int) -> int:
+        """Bytes that it takes when it is full."""
+
+    def add(self, adapter: CloudAdapter, layers: range) -> int:
+        """The number of an adapter, loaded for these layers; it fits the model. From any thread."""
+
+    def remove(self, number: int) -> None:
+        """Frees an adapter."""
+
+    def run(
+        self,
+        passages: Sequence[Passage],
+        came_from: Stop | int,
+        to: Stop,
+        send: Callable[[Sequence[np.ndarray]], None],
+    ) -> None:
+        """Takes passages on to a stop, all of them from the same stop, or from the layer that they enter.
+
+        ``send`` is called with their A·x, for each float32 [rows, targets of the product, r_c2d at least], all targets
+        of the product whether adapted or not, before the product itself is begun.
+        """
+
+    def finish(self, passages: Sequence[Passage], came_from: Stop | int, layer: int) -> list[np.ndarray]:
+        """Takes them on to the end, in front of a layer: the residual stream of each, float32 [rows, dim]."""

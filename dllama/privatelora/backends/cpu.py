@@ -1,0 +1,128 @@
+"""The cloud's layers on this machine's CPU, with the engine's own kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from dllama.engine.halves import LEAVE, N_TARGETS, run_halves
+from dllama.engine.kv_cache import KVCache
+from dllama.engine.stages import ROW
+from dllama.engine.weights import Source
+from dllama.engine.workspace import ALWAYS, Workspace
+from dllama.kernels import jit, tags
+from dllama.kernels.jit import compiled
+from dllama.kernels.team import Team
+from dllama.privatelora.adapter import CloudAdapter
+from dllama.privatelora.frozen_weights import FrozenWeights
+from dllama.privatelora.passage import Passage, Stop
+
+
+class CpuBackend(Workspace):
+    """See `Backend`. ``act``, ``cache``: as in `Workspace`."""
+
+    def __init__(
+        self,
+        source: Source,
+        team: Team,
+        act: tags.Tag,
+        cache: tags.Tag,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ):
+        config = source.config
+        super().__init__(source, team, act, cache, config.seq_len, progress, ends=False, low_width=config.dim)
+        self.device = f"cpu, {team.nthreads} threads, {jit.ISA.name} kernels"
+        form = tags.F32 if act is tags.F32 else tags.F16
+        self._frozen = FrozenWeights(config, form)
+        self._with = self.weights.layers, self.weights.experts, self._frozen.records, form
+        self._table_now = np.zeros(1, ROW)
+        self._run_halves = compiled(run_halves, 0, *self._args(), 0, 0)
+        self._here: list[Passage] = []  # whose values the buffers hold, in this order
+
+    def sequence(self, context: int) -> KVCache:
+        return self.sequence_of(context)
+
+    def sequence_bytes(self, context: int) -> int:
+        return context * 2 * self.n_layers * self.config.n_kv_heads * int(self._step["cache_row"][0])
+
+    def add(self, adapter: CloudAdapter, layers: range) -> int:
+        return self._frozen.add(adapter, layers)
+
+    def remove(self, number: int) -> None:
+        self._frozen.remove(number)
+
+    def run(
+        self,
+        passages: Sequence[Passage],
+        came_from: Stop | int,
+        to: Stop,
+        send: Callable[[Sequence[np.ndarray]], None],
+    ) -> None:
+        first, last = self._begin(passages, came_from), _half(to)
+        args = self._args()
+        with self.team.led(self._run_halves, *args, 0, ALWAYS):
+            self._run_halves(0, *args, first, last + 1)
+            send([self._low[span, : N_TARGETS[to.product]] for span in _spans(passages)])
+            self._run_halves(0, *args, last + 1, last + 2)
+        for passage in passages:
+            passage.state = to.product, None
+
+    def finish(self, passages: Sequence[Passage], came_from: Stop | int, layer: int) -> list[np.ndarray]:
+        first = self._begin(passages, came_from)
+        args = self._args()
+        with self.team.led(self._run_halves, *args, 0, ALWAYS):
+            self._run_halves(0, *args, first, 8 * layer)
+            self._run_halves(0, *args, LEAVE + layer, LEAVE + layer + 1)
+        self._here = []
+        return [self._x[span, : self.config.dim].copy() for span in _spans(passages)]
+
+    def _args(self) -> tuple:
+        return *self._formats, self._step, *self._with, self._table_now
+
+    def _begin(self, passages: Sequence[Passage], came_from: Stop | int) -> int:
+        """The passages' values and answers in the buffers, and which half comes next."""
+        if self._here != list(passages):
+            self._put_away([passage for passage in self._here if passage.state is not None])
+            self._take_in(passages)
+        for passage, span in zip(passages, _spans(passages), strict=True):
+            if passage.answer is not None:
+                _, targets, rank = passage.answer.shape
+                self._low[span, :targets, :rank] = passage.answer
+                passage.answer = None
+        return 8 * came_from if isinstance(came_from, int) else _half(came_from) + 2
+
+    def _take_in(self, passages: Sequence[Passage]) -> None:
+        places = [place for passage in passages for place in passage.places]
+        self._table_now = self._table(places, ())
+        self._step["adapted"] = any(passage.adapter >= 0 for passage in passages)
+        for passage, span in zip(passages, _spans(passages), strict=True):
+            self._table_now["adapter"][span] = passage.adapter
+            if passage.x is not None:
+                self._x[span, : self.config.dim], self._y[span] = passage.x, 0
+                passage.x = None
+            else:
+                product, (x, out) = passage.state
+                self._x[span], self._left_by(product)[span] = x, out
+        self._here = list(passages)
+
+    def _put_away(self, passages: Sequence[Passage]) -> None:
+        """Others need the buffers now."""
+        for passage, span in zip(self._here, _spans(self._here), strict=True):
+            if passage in passages:
+                product, _ = passage.state
+                passage.state = product, (self._x[span].copy(), self._left_by(product)[span].copy())
+
+    def _left_by(self, product: int) -> np.ndarray:
+        """What a product has written."""
+        return (self._qkv, self._y, self._hidden, self._y)[product]
+
+
+def _half(stop: Stop) -> int:
+    return 8 * stop.layer + 2 * stop.product
+
+
+def _spans(passages: Sequence[Passage]) -> list[slice]:
+    """The rows of each."""
+    ends = np.cumsum([len(passage.places) for passage in passages])
+    return [slice(int(end) - len(passage.places), int(end)) for passage, end in zip(passages, ends, strict=True)]

@@ -1,0 +1,71 @@
+"""A and B of the edges' adapters in the cloud's memory, as the compiled halves see them: see `adapters`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dllama.engine.adapter_weights import NUMBERS
+from dllama.engine.pages import anonymous
+from dllama.engine.stages import LOW_RANK
+from dllama.engine.weights import padded
+from dllama.formats import ModelConfig
+from dllama.kernels import tags
+from dllama.privatelora.adapter import CloudAdapter
+from dllama.targets import TARGETS
+
+MOST_ADAPTERS = 64
+
+
+class FrozenWeights:
+    """Room for MOST_ADAPTERS adapters, which come and go. ``form``: F32, or F16 to read half as many bytes.
+
+    records: ``LOW_RANK`` records [adapters, layers, targets], ranks 0 where there is nothing
+    """
+
+    def __init__(self, config: ModelConfig, form: tags.Tag):
+        self.records = np.zeros((MOST_ADAPTERS, config.n_layers, len(NUMBERS)), LOW_RANK)
+        for name, target in TARGETS.items():
+            widths = self.records[..., NUMBERS[name]]
+            widths["inputs"], widths["outputs"] = getattr(config, target.inputs), getattr(config, target.outputs)
+        self._config, self._dtype = config, np.float32 if form is tags.F32 else np.float16
+        self._memory: list[np.ndarray | None] = [None] * MOST_ADAPTERS
+
+    def nbytes(self, adapter: CloudAdapter, layers: Sequence[int]) -> int:
+        """Bytes that an adapter takes in these layers."""
+        shape = adapter.shape
+        each = [shape.a(t)[0] * shape.a(t)[1] + shape.b(t)[1] * padded(shape.b(t)[0]) for t in shape.targets]
+        return np.dtype(self._dtype).itemsize * sum(each) * len(set(layers).intersection(shape.layers))
+
+    def add(self, adapter: CloudAdapter, layers: Sequence[int]) -> int:
+        """The number of an adapter, whose A and B for these layers are in memory now; it has been checked against the
+        model. Raises OutOfMemoryError, and LookupError where there is no room for another."""
+        number = next((i for i, memory in enumerate(self._memory) if memory is None), None)
+        if number is None:
+            raise LookupError(f"the cloud has {MOST_ADAPTERS} adapters already, and room for no more")
+        memory = anonymous(self.nbytes(adapter, layers) + 64, huge=True)  # rows are read a little beyond their ends
+        self._memory[number] = memory
+        size = np.dtype(self._dtype).itemsize
+        values, done = memory[: memory.nbytes // size * size].view(self._dtype), 0
+        records = self.records[number].copy()
+        for layer, target in adapter.shape.places():
+            if layer not in layers:
+                continue
+            record = records[layer, NUMBERS[target]]
+            a, b = adapter.a(layer, target), adapter.b_in_model(layer, target, self._config)
+            record["a_rank"], record["b_rank"] = len(a), b.shape[1]
+            record["a"] = memory.ctypes.data + size * done
+            values[done : done + a.size] = a.ravel()
+            done += a.size
+            room = values[done : done + b.shape[1] * padded(len(b))].reshape(b.shape[1], -1)
+            room[:, : len(b)] = b.T
+            record["b"] = memory.ctypes.data + size * done
+            done += room.size
+        self.records[number] = records
+        return number
+
+    def remove(self, number: int) -> None:
+        """Frees an adapter, which no row has any more."""
+        self.records["a_rank"][number] = self.records["b_rank"][number] = 0
+        self._memory[number] = None

@@ -1,0 +1,53 @@
+"""A pass of some rows through the cloud's layers, and the places where it meets the edge."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dllama.engine.workspace import Place
+from dllama.privatelora.shape import AdapterShape
+from dllama.targets import TARGETS
+
+PRODUCTS = (("q", "k", "v"), ("o",), ("gate", "up"), ("down",))
+"""Targets whose products have one input, A·x of which travels in one message."""
+
+
+class Stop(NamedTuple):
+    """A product whose adapter the edge completes: ``layer``, and ``product`` as a number in PRODUCTS."""
+
+    layer: int
+    product: int
+
+
+def stops(shape: AdapterShape | None, layers: range) -> Iterator[Stop]:
+    """Where a pass through these layers meets the edge, in order; nowhere without an adapter."""
+    for layer in layers if shape is not None else ():
+        if layer in shape.layers:
+            for number, targets in enumerate(PRODUCTS):
+                if set(targets).intersection(shape.targets):
+                    yield Stop(layer, number)
+
+
+def targets_of(shape: AdapterShape, product: int) -> list[str]:
+    """The targets of a product that have an adapter, in the order in which their values travel."""
+    return [name for name in TARGETS if name in PRODUCTS[product] and name in shape.targets]
+
+
+@dataclass(eq=False)
+class Passage:
+    """Rows of one edge's step on their way.
+
+    places: of each row;  adapter: the backend's number, -1 for none;  state: the backend's own
+    x: the residual stream that enters, float32 [rows, dim], until the backend has taken it
+    answer: M·A·x of the stop before, float32 [rows, targets of the product, r_d2c], until the backend has taken it
+    """
+
+    places: Sequence[Place]
+    adapter: int
+    x: np.ndarray | None
+    answer: np.ndarray | None = None
+    state: Any = field(default=None, repr=False)

@@ -1,0 +1,156 @@
+"""What the cloud keeps of one edge: what it asked for, its sequences, and its step on the way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from dllama.cluster import wire
+from dllama.engine.workspace import Place
+from dllama.errors import AdapterError, DllamaError
+from dllama.formats import FloatType, ModelConfig
+from dllama.privatelora.adapter import CloudAdapter
+from dllama.privatelora.backends import MAX_ROWS, Backend
+from dllama.privatelora.passage import PRODUCTS, Passage, Stop, stops, targets_of
+from dllama.privatelora.shape import AdapterShape
+from dllama.privatelora.travel import Rows
+
+MOST_SEQUENCES = 256
+NO_ADAPTER = -1
+
+
+class Unfit(DllamaError):
+    """Something an edge asks for, or sends, that the cloud cannot serve: why."""
+
+
+def adapter_of(wanted: dict, config: ModelConfig, known: dict[str, CloudAdapter]) -> CloudAdapter | None:
+    """The adapter that an edge asks for, made from its seed or one of those that the cloud has; ``known``: these, by
+    fingerprint. Raises Unfit."""
+    if wanted is None:
+        return None
+    if wanted["fingerprint"] in known:
+        return known[wanted["fingerprint"]]
+    if wanted["seed"] is None:
+        raise Unfit("this cloud has not the A and B of that adapter: start its worker with --adapter cloud.plora")
+    try:
+        shape = AdapterShape.of(config, wanted["r_c2d"], wanted["r_d2c"], wanted["targets"], wanted["layers"])
+        adapter = CloudAdapter(shape, wanted["seed"], name="the edge's adapter")
+        adapter.check(config)
+    except (ValueError, AdapterError) as error:
+        raise Unfit(f"the adapter makes no sense: {error}") from None
+    if adapter.fingerprint != wanted["fingerprint"]:
+        raise Unfit("the adapter is for a model of another shape than the cloud's")
+    return adapter
+
+
+class Session:
+    """An edge's.
+
+    passage: of the step that is on its way, None between steps
+    ready_at: when it could go on, None while the edge's answer is awaited;  waits_since: when it began to be
+    left_at: when the last step ended;  seconds: that the present one has cost so far
+    hope: how long others wait for it, as a share of what that could save (see `schedule`)
+    """
+
+    def __init__(self, wanted: dict, adapter: CloudAdapter | None, number: int, backend: Backend):
+        self.layers, self.context, self.number = range(*wanted["layers"]), wanted["context"], number
+        self._backend = backend
+        self._shape = None if adapter is None else adapter.shape
+        self._stops = list(stops(self._shape, self.layers))
+        form = FloatType(wanted["form"])
+        self._stream = Rows(form, backend.config.dim)
+        self._low, self._answers = {}, {}
+        for product in {stop.product for stop in self._stops}:
+            count = len(targets_of(self._shape, product))
+            self._low[product] = Rows(form, count * self._shape.r_c2d)
+            self._answers[product] = Rows(form, count * self._shape.r_d2c)
+        self._sequences: dict[int, object] = {}
+        self._step = self._next = 0
+        self._wanted: Sequence[int] = ()
+        self.passage: Passage | None = None
+        self.ready_at: float | None = None
+        self.waits_since = self.left_at = 0.0
+        self.hope = 1.0
+        self.seconds = 0.0
+
+    @property
+    def came_from(self) -> Stop | int:
+        """The stop that it is at, or the layer that it enters."""
+        return self._stops[self._next - 1] if self._next else self.layers.start
+
+    @property
+    def goes_to(self) -> Stop | int:
+        """The next stop, or the layer that the pass ends in front of."""
+        return self._stops[self._next] if self._next < len(self._stops) else self.layers.stop
+
+    def enter(self, message: wire.Enter, payload: Sequence) -> None:
+        """A step begins. Raises Unfit."""
+        if self.passage is not None:
+            raise Unfit("a step before the last one has ended")
+        for number in message.freed:
+            self._sequences.pop(number, None)
+        count = sum(count for _, _, count in message.rows)
+        if not 0 < count <= MAX_ROWS or not all(row < count for row in message.wanted):
+            raise Unfit(f"a step of {count} rows, of 1 to {MAX_ROWS}, or wanted rows that it has not")
+        places = [place for run in message.rows for place in self._places(*run)]
+        try:
+            x = self._stream.decode(payload[0], count)
+        except ValueError as error:
+            raise Unfit(f"what enters the layers: {error}") from None
+        self.passage = Passage(places, self.number, x)
+        self._step, self._next, self._wanted = message.step, 0, message.wanted
+        self.ready_at, self.seconds = time.monotonic(), 0.0
+
+    def new_sequences(self, message: wire.Enter) -> int:
+        """How many caches a step needs that are not there yet."""
+        return len({sequence for sequence, _, _ in message.rows} - self._sequences.keys())
+
+    def stopped(self, low: np.ndarray) -> list:
+        """The message for the edge at the next stop: A·x, float32 [rows, targets of the product, r_c2d at least]."""
+        stop = self._stops[self._next]
+        self._next += 1
+        self.ready_at, self.waits_since = None, time.monotonic()
+        picked = low[:, self._picked(stop.product), : self._shape.r_c2d]
+        return [
+            wire.unchecked(wire.Low(self._step, *stop)),
+            self._low[stop.product].encode(picked.reshape(len(low), -1)),
+        ]
+
+    def answered(self, message: wire.Answer, payload: Sequence) -> None:
+        """The edge's M·A·x is here. Raises Unfit."""
+        if self.passage is None or self.ready_at is not None:
+            raise Unfit("an answer that nobody waits for")
+        stop = self._stops[self._next - 1]
+        if (message.step, message.layer, message.product) != (self._step, *stop):
+            raise Unfit("an answer to something else")
+        rows = len(self.passage.places)
+        try:
+            values = self._answers[stop.product].decode(payload[0], rows)
+        except ValueError as error:
+            raise Unfit(f"the answer of layer {stop.layer}: {error}") from None
+        picked = self._picked(stop.product)
+        answer = np.zeros((rows, len(PRODUCTS[stop.product]), self._shape.r_d2c), np.float32)
+        answer[:, picked] = values.reshape(rows, len(picked), -1)
+        self.passage.answer, self.ready_at = answer, time.monotonic()
+
+    def left(self, x: np.ndarray) -> list:
+        """The last message of a step: the residual stream of its rows, float32 [rows, dim]."""
+        self.passage, self.ready_at, self.left_at = None, None, time.monotonic()
+        head = wire.encode(wire.Leave(self._step, int(self.seconds * 1e6)))
+        return head + ([self._stream.encode(x[list(self._wanted)])] if self._wanted else [])
+
+    def _picked(self, product: int) -> list[int]:
+        """Which of a product's targets have an adapter."""
+        return [i for i, target in enumerate(PRODUCTS[product]) if target in self._shape.targets]
+
+    def _places(self, sequence: int, first: int, count: int) -> list[Place]:
+        if first + count > self.context:
+            raise Unfit(f"position {first + count - 1} is outside the context of {self.context} tokens")
+        if sequence not in self._sequences:
+            if len(self._sequences) >= MOST_SEQUENCES:
+                raise Unfit(f"more than {MOST_SEQUENCES} sequences")
+            self._sequences[sequence] = self._backend.sequence(self.context)
+        cache = self._sequences[sequence]
+        return [Place(cache, position) for position in range(first, first + count)]
