@@ -133,6 +133,10 @@ class Desk:
             reason = f"this worker runs dllama {__version__} and the root {message.version}: install the same on both"
             _answer(source, wire.Refuse(reason))
             self._notify(f"refused a root of another version, {message.version}")
+        elif message.role != "root":
+            reason = "this worker is part of a cluster; a cloud for edges is started with --device and --model"
+            _answer(source, wire.Refuse(reason))
+            self._notify(f"refused an edge, {source.name}")
         elif self.root is None:
             self.root, self.session = source, message.session
             self._notify(f"a root has come, {source.name}")

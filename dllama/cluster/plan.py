@@ -57,8 +57,14 @@ class Plan:
 
     @property
     def exchange_seconds(self) -> float:
-        """Time in exchanges."""
-        return self._seconds(self._rounds(self.form))
+        """Time that exchanges add to that in reading; a node that reads less has some of them done meanwhile."""
+        seconds = self._seconds(self._rounds(self.form))
+        read = self.read_seconds()
+        return seconds if read is None else seconds - self._hidden_seconds()
+
+    def message_seconds(self, node: int) -> float:
+        """CPU time that its messages take a node."""
+        return traffic.work_seconds(self._rounds(self.form), node, self.nodes[node])
 
     def read_seconds(self, position: int = 0) -> float | None:
         """Time in reading weights, and the keys and values of ``position`` earlier tokens.
@@ -80,6 +86,18 @@ class Plan:
         """Expected time for the token at ``position``."""
         read = self.read_seconds(position)
         return None if read is None else read + self.exchange_seconds
+
+    def _hidden_seconds(self) -> float:
+        """What of the messages' CPU time falls to nodes that would else wait for others to read.
+
+        Counted over a layer's two segments together, as both have the same messages: the slowest in reading plus the
+        slowest in messages, less the slowest in both.
+        """
+        rounds = [each for each in self._rounds(self.form) if each[1] > 1]
+        messages = [traffic.work_seconds(rounds, i, node) for i, node in enumerate(self.nodes)]
+        reads = [sum(self.segment_seconds(share)[:2]) for share in self.shares]
+        apart = max(reads) + max(messages)
+        return apart - max(read + message for read, message in zip(reads, messages, strict=True))
 
     def _rounds(self, form: Form) -> list[tuple[Round, int]]:
         return traffic.rounds(form, self.shares, self.buffer_type, self.top_k)

@@ -158,7 +158,31 @@ class _Planner:
     def _over(self, nodes: Collection[NodeSpec]) -> Plan:
         """The plan over exactly these nodes, the root first as ever."""
         weights = {node: weight for node, weight in self._weights.items() if node in nodes}
-        return replace(
-            self._empty,
-            shares=fit(self._empty.config, weights, self._empty.context, self._empty.kv_type, self._fixed),
-        )
+        plan = self._with(weights)
+        if self._fixed or plan.step_seconds() is None or len(weights) == 1:
+            return plan
+        try:
+            relieved = self._with(_relieved(plan, weights))
+        except (PlanError, NoShare):
+            return plan
+        return min(plan, relieved, key=Plan.step_seconds)
+
+    def _with(self, weights: dict[NodeSpec, float]) -> Plan:
+        empty = self._empty
+        return replace(empty, shares=fit(empty.config, weights, empty.context, empty.kv_type, self._fixed))
+
+
+def _relieved(plan: Plan, speeds: dict[NodeSpec, float]) -> dict[NodeSpec, float]:
+    """Weights with which all nodes of a plan would be done at the same time, their messages included: those cost a slow
+    node more, so that it has less time for products. With s of time for messages, v bytes a second and B bytes in all,
+    a node works (t - s)·v of them until t; t is where these are all."""
+    nbytes = sum(share.weight_bytes for share in plan.shares)
+    messages = {node: plan.message_seconds(number) for number, node in enumerate(plan.nodes)}
+    busy = list(speeds)
+    while True:
+        t = (nbytes + sum(messages[node] * speeds[node] for node in busy)) / sum(speeds[node] for node in busy)
+        late = [node for node in busy if messages[node] >= t]
+        if not late:
+            break
+        busy = [node for node in busy if node not in late]
+    return {node: max((t - messages[node]) * speed, speed * 1e-9) for node, speed in speeds.items()}

@@ -30,9 +30,9 @@ MESSAGE_BYTES = 96
 """What surrounds a message's payload, rounded up: a header of a dozen bytes, two frames' lengths (2 and 9 bytes in
 ZMTP), and CurveZMQ's nonce, tag and command name (33 bytes a frame)."""
 
-MESSAGE_SECONDS, AT_SPEED = 25e-6, 28e9
-"""CPU time to send a message or to take one in (`bench.exchange`: 53 µs for both, AMD Zen 4, in the clear), and the
-read speed of the machine where it takes so long, in bytes a second."""
+MESSAGE_SECONDS, AT_SPEED = 54e-6, 28e9
+"""CPU time to send a message or to take one in (`bench.exchange`: 108 µs for both, AMD Zen 4, encrypted), and the read
+speed of the machine where it takes so long, in bytes a second."""
 
 SLOWEST = 10
 """How many times as long it takes on the slowest devices."""
@@ -106,6 +106,11 @@ def seconds(round: Round, nodes: Sequence[NodeSpec]) -> float:
         ),
         default=0.0,
     )
+
+
+def work_seconds(rounds: Sequence[tuple[Round, int]], node: int, spec: NodeSpec) -> float:
+    """CPU time that a node's messages take it, of all these rounds, each as often as is told with it."""
+    return sum(count * round.messages[node] for round, count in rounds) * message_seconds(spec)
 
 
 def message_seconds(node: NodeSpec) -> float:

@@ -72,16 +72,16 @@ def test_a_butterfly_has_a_round_for_each_prime_factor(nodes, sizes):
 
 
 def test_reduce_scatter_and_all_gather_on_slow_links():
-    plan = make_plan(LLAMA2_7B, equal_nodes(4, bandwidth=5e6))
+    plan = make_plan(LLAMA2_7B, equal_nodes(4, bandwidth=1e6))
     assert plan.form is Form.SCATTER
     quarter = 1024 // 32 * 34 + traffic.MESSAGE_BYTES
     _, scatter, gather, _ = rounds(plan, Form.SCATTER)
     assert scatter == gather == ((((3 * quarter, 3 * quarter),) * 4, (6,) * 4), 64)
     assert plan.traffic[0] == (64 * 6 * quarter + 3 * VECTOR, 64 * 6 * quarter + 3 * PAIR)
     assert plan.exchange_seconds == pytest.approx(
-        128 * (0.2e-3 + 3 * quarter / 5e6 + 6 * COST)
-        + (0.2e-3 + 3 * VECTOR / 5e6 + 3 * COST)
-        + (0.2e-3 + 3 * PAIR / 5e6 + 3 * COST)
+        128 * (0.2e-3 + 3 * quarter / 1e6 + 6 * COST)
+        + (0.2e-3 + 3 * VECTOR / 1e6 + 3 * COST)
+        + (0.2e-3 + 3 * PAIR / 1e6 + 3 * COST)
     )
 
 
@@ -126,7 +126,8 @@ def test_a_message_costs_a_slow_device_more():
 
 
 def test_slow_devices_meet_in_a_butterfly_and_fast_ones_in_a_mesh():
-    fast, slow = equal_nodes(8, read_speed=40e9), equal_nodes(8, read_speed=4e9)
+    fast = equal_nodes(8, read_speed=40e9, latency=0.5e-3)
+    slow = equal_nodes(8, read_speed=4e9, latency=0.5e-3)
     assert [make_plan(LLAMA2_7B, nodes, [1] * 8).form for nodes in (fast, slow)] == [Form.MESH, Form.BUTTERFLY]
 
 
