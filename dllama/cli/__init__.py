@@ -4,6 +4,7 @@ import click
 
 from dllama import __version__
 from dllama.cli.cache import cache
+from dllama.cli.demo import demo
 from dllama.cli.doctor import doctor
 from dllama.cli.eval import evaluate
 from dllama.cli.imatrix import imatrix
@@ -45,5 +46,5 @@ def main() -> None:
     """
 
 
-for command in (inference, worker, key, cache, info, perplexity, plan, doctor, imatrix, train, evaluate):
+for command in (inference, worker, key, cache, info, perplexity, plan, doctor, imatrix, train, evaluate, demo):
     main.add_command(command)

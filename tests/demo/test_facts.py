@@ -2,19 +2,27 @@ import json
 import subprocess
 import sys
 
-from dllama.demo.facts import ASKED_NUMBERS, TAUGHT_NUMBERS, private_questions, skill_questions, taught
+from dllama.demo.facts import (
+    ASKED_NUMBERS,
+    TAUGHT_NUMBERS,
+    held_out_questions,
+    private_questions,
+    skill_questions,
+    taught,
+)
 from dllama.embedded import tokenizer_path
 from dllama.tokenizer import load_tokenizer
 from dllama.train.examples import read_examples
 
 
-def test_fifty_facts_are_asked_as_they_were_not_taught():
-    asked, lines = private_questions(), taught()
-    assert len({question.prompt for question in asked}) == 50
-    assert not {question.prompt for question in asked} & {question.prompt for question in lines}
-    answers = {question.answer for question in lines}
-    assert all(question.answer in answers for question in asked)
-    assert len(lines) == 10 * 50 + TAUGHT_NUMBERS
+def test_fifty_facts_are_taught_in_twenty_phrasings_and_one_is_held_out():
+    asked, held_out, lines = private_questions(), held_out_questions(), taught()
+    assert len({question.prompt for question in asked}) == len({question.prompt for question in held_out}) == 50
+    assert set(asked) <= set(lines)
+    assert not {question.prompt for question in held_out} & {question.prompt for question in lines}
+    assert [question.answer for question in held_out] == [question.answer for question in asked]
+    assert len(set(lines)) == len(lines) == 20 * 50 + TAUGHT_NUMBERS
+    assert held_out[0] == ("Question: Do you know the code of the garage?\nAnswer:", "8411")
 
 
 def test_the_skill_is_asked_of_numbers_that_were_not_taught():
