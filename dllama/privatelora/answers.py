@@ -7,7 +7,9 @@ import numpy as np
 from dllama.engine.weights import padded
 from dllama.engine.workspace import MAX_ROWS
 from dllama.formats import FloatType
+from dllama.kernels import tags
 from dllama.kernels.answer import answer
+from dllama.kernels.jit import compiled
 from dllama.privatelora.adapter import EdgeAdapter
 from dllama.privatelora.passage import Stop, stops, targets_of
 from dllama.privatelora.travel import Rows
@@ -21,7 +23,6 @@ class Answers:
 
     def __init__(self, adapter: EdgeAdapter, layers: range, form: FloatType):
         self._shape = shape = adapter.shape
-        self._form = form
         self._m: dict[Stop, np.ndarray] = {}
         self._rows: dict[int, tuple[int, Rows, Rows]] = {}
         for stop in stops(shape, layers):
@@ -32,6 +33,7 @@ class Answers:
             widths = len(targets) * shape.r_c2d, len(targets) * shape.r_d2c
             self._rows[stop.product] = len(targets), *(Rows(form, width) for width in widths)
         most = 3 * max(shape.r_c2d, shape.r_d2c)
+        self._answer = compiled(answer, tags.BY_NAME[form.name.lower()], np.zeros(1, np.int64), *[0] * 10)
         self._x, self._y = (np.zeros(MAX_ROWS * padded(most) + BEYOND, np.float32) for _ in range(2))
 
     def __call__(self, stop: Stop, payload, rows: int) -> np.ndarray:
@@ -46,7 +48,7 @@ class Answers:
         out = np.empty(rows * out_of.row_bytes, np.uint8)
         x_stride, y_stride = 4 * padded(into.width), 4 * padded(out_of.width)
         self._y[: rows * padded(out_of.width)] = 0
-        if not answer(
+        if not self._answer(
             into.tag, np.array([data.ctypes.data]), rows, targets, self._shape.r_c2d, self._shape.r_d2c,
             self._m[stop].ctypes.data, self._x.ctypes.data, x_stride, self._y.ctypes.data, y_stride, out.ctypes.data,
         ):  # fmt: skip

@@ -221,8 +221,10 @@ class Cloud:
 
     def _check_memory(self, session: Session, message: wire.Enter) -> None:
         new = session.new_sequences(message)
+        if not new:
+            return
         needed, free = new * self._backend.sequence_bytes(session.context), available_bytes()
-        if new and free is not None and needed > free:
+        if free is not None and needed > free:
             raise Unfit(f"not enough memory in the cloud: {in_units(needed)} needed for keys and values, "
                         f"{in_units(free)} are free")  # fmt: skip
 

@@ -88,7 +88,7 @@ class EdgeEngine:
             loaded = partial(progress, "loading weights")
             self._forward = Forward(model, team, act, cache, context, loaded, adapters=adapters, only=own)
         self._stream = Rows(self._form, self.config.dim)
-        self._random = np.random.default_rng()
+        self._noise_key = secrets.randbits(128)
         self._sequences: WeakSet[EdgeSequence] = WeakSet()
         self._known: set[int] = set()  # numbers of the sequences that the cloud holds
         self._numbers = self._step = 0
@@ -152,8 +152,7 @@ class EdgeEngine:
         places = [Place(row.sequence.cache, row.position) for row in rows]
         x = self._forward.first_layers(x, places, self._first)
         if self._settings.noise:
-            scale = np.sqrt(np.square(x).mean(1, keepdims=True)) * np.float32(self._settings.noise)
-            x = x + scale * self._random.standard_normal(x.shape, np.float32)
+            x = x + np.float32(self._settings.noise) * self._noise(x, rows)
         live = {sequence.number for sequence in self._sequences}
         freed, self._known = self._known - live, live
         self._step += 1
@@ -168,7 +167,7 @@ class EdgeEngine:
             try:
                 stream = self._stream.decode(payload[0] if payload else b"", len(back))
             except ValueError as error:
-                raise LinkLost(meter.link, f"it sent {error}") from None
+                raise self._fault(error) from None
             last = [places[row] for row in back]
             logits = self._forward.last_layers(stream, last, range(len(back)) if inside else wanted, self._first)
             found = [reduce(row, 0, reduction) for row in logits]
@@ -177,6 +176,15 @@ class EdgeEngine:
         cloud = NodeCost(self._settings.cloud, message.inference_us / 1e3, 0.0, meter.received, meter.sent)
         self.cost = own, cloud
         return found
+
+    def _noise(self, x: np.ndarray, rows: Sequence[Row]) -> np.ndarray:
+        """Gaussian noise as large as the values themselves, float32 [rows, dim]; the same for a row that is sent again,
+        as a cloud that gets to see several could average them."""
+        noise = np.empty_like(x)
+        for row, values in zip(rows, noise, strict=True):
+            stream = np.random.Philox(key=self._noise_key, counter=[0, 0, row.sequence.number, row.position])
+            values[:] = np.random.Generator(stream).standard_normal(len(values), np.float32)
+        return noise * np.sqrt(np.square(x).mean(1, keepdims=True))
 
     def _answer_all(self, meter: _Meter, rows: int) -> tuple[wire.Leave, Sequence]:
         """Answers at each stop until the step is done: what the cloud says then."""
@@ -187,12 +195,12 @@ class EdgeEngine:
                 try:
                     answer = self._answers(stop, payload[0], rows)
                 except ValueError as error:
-                    raise LinkLost(meter.link, f"it sent {error}") from None
+                    raise self._fault(error) from None
                 meter.send([wire.unchecked(wire.Answer(*message)), answer.data])
             elif type(message) is wire.Leave and message.step == self._step:
                 return message, payload
             elif type(message) is not wire.Beat:
-                raise LinkLost(meter.link, f"it sent {type(message).__name__}, which nobody waits for")
+                raise self._fault(f"{type(message).__name__}, which nobody waits for")
 
     def _next(self, meter: _Meter) -> tuple:
         """What the cloud says next. Raises LinkLost, and ClusterError where it refuses."""
@@ -202,10 +210,14 @@ class EdgeEngine:
         try:
             message, payload = wire.decode(frames)
         except wire.WireError as error:
-            raise LinkLost(meter.link, f"it sent what is no message: {error}") from None
+            raise self._fault(f"what is no message: {error}") from None
         if type(message) is wire.Refuse:
             raise ClusterError(f"cloud {self._settings.cloud}: {message.reason}")
         return message, payload
+
+    def _fault(self, words: object) -> ClusterError:
+        """What the cloud sent makes no sense: it would send the same again."""
+        return ClusterError(f"cloud {self._settings.cloud}: it sent {words}")
 
     # --- the link ---
 
@@ -233,7 +245,7 @@ class EdgeEngine:
             if type(message) is kind:
                 return message
             if type(message) is not wire.Beat or (end is not None and time.monotonic() > end):
-                raise LinkLost(meter.link, f"it sent {type(message).__name__} for a {kind.__name__}")
+                raise self._fault(f"{type(message).__name__} for a {kind.__name__}")
 
     def _session(self) -> dict:
         adapter = None

@@ -7,6 +7,7 @@ import numpy as np
 from dllama.engine.weights import padded
 from dllama.formats import FloatType
 from dllama.kernels import tags
+from dllama.kernels.jit import compiled
 from dllama.kernels.travel import decode_sum, encode
 
 
@@ -16,6 +17,8 @@ class Rows:
     def __init__(self, form: FloatType, width: int):
         self.width = width
         self.tag = tags.BY_NAME[form.name.lower()]
+        self._encode = compiled(encode, self.tag, 0, 0, 0, 0, 0)
+        self._decode = compiled(decode_sum, self.tag, np.zeros(1, np.int64), 0, 0, 0, 0)
         self.row_bytes = form.row_bytes(width if form is FloatType.F32 else padded(width))
 
     def encode(self, x: np.ndarray) -> np.ndarray:
@@ -23,7 +26,7 @@ class Rows:
         rows = np.zeros((len(x), padded(self.width)), np.float32)
         rows[:, : self.width] = x
         out = np.empty(len(x) * self.row_bytes, np.uint8)
-        encode(self.tag, rows.ctypes.data, rows.strides[0], len(x), self.width, out.ctypes.data)
+        self._encode(self.tag, rows.ctypes.data, rows.strides[0], len(x), self.width, out.ctypes.data)
         return out
 
     def decode(self, payload, rows: int) -> np.ndarray:
@@ -32,7 +35,7 @@ class Rows:
         if len(data) != rows * self.row_bytes:
             raise ValueError(f"{len(data)} bytes for {rows} rows of {self.row_bytes} bytes")
         x = np.zeros((rows, padded(self.width)), np.float32)
-        decode_sum(self.tag, np.array([data.ctypes.data]), x.ctypes.data, x.strides[0], rows, self.width)
+        self._decode(self.tag, np.array([data.ctypes.data]), x.ctypes.data, x.strides[0], rows, self.width)
         if not np.isfinite(x).all():
             raise ValueError("a value that is infinite or no number")
         return x[:, : self.width]
