@@ -4,9 +4,10 @@
 
 The checkpoint has the shape of Llama 2 7B, with fewer layers: F16, in safetensors, from a normal distribution. Each
 conversion is a process of its own, held to one core with one thread and then to all; the time is that of the whole
-command, the hashing of the source, the start of Python and the flush to the disk with it; the speed of a core counts
-the seconds that the processor worked for it. The source lies in the page cache, compiled kernels in theirs: a first
-conversion does not count.
+command, the hashing of the source, the start of Python and the flush to the disk with it. "For a second of a core" is
+the input over the seconds that processors worked for the command, the program's own and the system's on its behalf:
+what a core converts while it is not waiting for the disk. The source lies in the page cache, as far as that holds it,
+compiled kernels in theirs: a first conversion does not count.
 """
 
 import argparse

@@ -11,22 +11,23 @@ import numpy as np
 from dllama.errors import FileError, FormatError
 from dllama.formats import FloatType, ModelConfig, TensorInfo, tensor_layout
 from dllama.formats.files import reason
-from dllama.formats.tensor import READABLE
+from dllama.formats.tensor import READABLE, Read
 
 
 class Source(Protocol):
     """The values of one tensor of the model file, read a few rows at a time."""
 
     name: str  # as the checkpoint calls it
-    path: Path  # the file that holds it
+    path: Path  # the file that holds it, or its first part
+    offset: int  # of its first byte in that file
     dtype: str
     shape: tuple[int, ...]
     unit: int  # rows are asked for in multiples of it
 
-    def rows(self, start: int, stop: int) -> np.ndarray:
+    def rows(self, start: int, stop: int, read: Read) -> np.ndarray:
         """Rows ``start`` to ``stop`` as float32 [stop - start, columns], in the order of the model file."""
 
-    def stored(self, start: int, stop: int, float_type: FloatType) -> np.ndarray | None:
+    def stored(self, start: int, stop: int, float_type: FloatType, read: Read) -> np.ndarray | None:
         """The same rows as the model file stores them, uint8 [stop - start, row_bytes], where the checkpoint holds just
         these bytes; None where they are to be made from ``rows``. ValueError for values that are not finite."""
 

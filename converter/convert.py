@@ -1,28 +1,33 @@
-"""A checkpoint -> a `.m` file and its manifest, a few megabytes of rows at a time."""
+"""A checkpoint -> a `.m` file and its manifest, a few megabytes of rows at a time.
+
+The checkpoint is read once, in the order of its files: what is read goes into the files' hashes and is converted, and
+each tensor is written to its own place in the model file.
+"""
 
 import contextlib
-import hashlib
+import itertools
 import os
-import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import NamedTuple
 
 import numpy as np
 
 from converter.checkpoint import Checkpoint, Source
+from converter.hashed import HashedFile
 from converter.quantise import quantise
 from converter.recognise import open_checkpoint
 from dllama import __version__
-from dllama.errors import FileError, FormatError
+from dllama.errors import FormatError
 from dllama.formats import FloatType, ModelConfig, ModelWriter, TensorInfo, tensor_layout
-from dllama.formats.files import open_regular, reason
 from dllama.formats.imatrix import read_imatrix
 from dllama.formats.manifest import write_manifest
+from dllama.formats.tensor import Read, read_bytes
 
 CHUNK_BYTES = 2 << 20  # float32 rows that one thread holds at a time
 THREADS = min(8, os.cpu_count() or 1)
@@ -62,6 +67,14 @@ class Result:
     zeroed: dict[str, int]
 
 
+class Chunk(NamedTuple):
+    """Some rows of a tensor as they are stored, uint8 [rows, row_bytes], and what was read for them: path, offset and
+    bytes, uint8."""
+
+    rows: np.ndarray
+    pieces: list[tuple[Path, int, np.ndarray]]
+
+
 @contextlib.contextmanager
 def silent(label: str, total: int) -> Iterator[Callable[[int], None]]:
     """Progress that nobody sees."""
@@ -93,11 +106,16 @@ def convert(
     files = checkpoint.files + ([settings.imatrix] if settings.imatrix else [])
     zeroed = []
     with writer, ThreadPoolExecutor(THREADS) as pool:
-        hashes = _hashed(files, pool, progress)
-        with progress(f"Writing {Path(out).name}", sum(info.nbytes for info, _ in checkpoint.sources)) as report:
-            for info, source in checkpoint.sources:
-                chunks = _in_order(pool, _jobs(info, source, settings, importance.get((info.name, info.layer)), zeroed))
-                writer.write_chunks(info.name, info.layer, _counted(chunks, report))
+        hashed = {path: HashedFile(path) for path in files}
+        tensors = _in_file_order(checkpoint)
+        jobs = [
+            _jobs(info, source, settings, importance.get((info.name, info.layer)), zeroed) for info, source in tensors
+        ]
+        chunks = _in_order(pool, itertools.chain.from_iterable(jobs))
+        with progress(f"Writing {Path(out).name}", sum(info.nbytes for info, _ in tensors)) as report:
+            for (info, _), own in zip(tensors, jobs, strict=True):
+                writer.write_chunks(info.name, info.layer, _noted(itertools.islice(chunks, len(own)), hashed, report))
+        hashes = [{"name": path.name, "bytes": file.nbytes, "sha256": file.finish()} for path, file in hashed.items()]
     write_manifest(out, _manifest(checkpoint, settings, hashes))
     counts = Counter()
     for name, count in zeroed:
@@ -120,37 +138,10 @@ def _manifest(checkpoint: Checkpoint, settings: Settings, hashes: list[dict]) ->
     }
 
 
-def _hashed(paths: list[Path], pool: ThreadPoolExecutor, progress: Progress) -> list[dict]:
-    """Name, size and SHA-256 of each file."""
-    lock, ended = threading.Lock(), threading.Event()
-    sizes = [_size(path) for path in paths]
-
-    def hashed(path: Path, size: int) -> dict:
-        digest, chunk = hashlib.sha256(), memoryview(bytearray(CHUNK_BYTES))
-        with open_regular(path) as file:
-            while not ended.is_set() and (count := _read(file, path, chunk)):
-                digest.update(chunk[:count])
-                with lock:
-                    report(count)
-        return {"name": path.name, "bytes": size, "sha256": digest.hexdigest()}
-
-    with progress("Reading", sum(sizes)) as report:
-        try:
-            return list(pool.map(hashed, paths, sizes))
-        finally:
-            ended.set()  # so that an interrupted program does not read to the end
-
-
-def _size(path: Path) -> int:
-    with open_regular(path) as file:
-        return os.fstat(file.fileno()).st_size
-
-
-def _read(file: BinaryIO, path: Path, chunk: memoryview) -> int:
-    try:
-        return file.readinto(chunk)
-    except OSError as error:
-        raise FileError(path, f"cannot be read: {reason(error)}") from None
+def _in_file_order(checkpoint: Checkpoint) -> list[tuple[TensorInfo, Source]]:
+    """The tensors as they follow in the checkpoint's files."""
+    order = {path: i for i, path in enumerate(checkpoint.files)}
+    return sorted(checkpoint.sources, key=lambda pair: (order[pair[1].path], pair[1].offset))
 
 
 def _jobs(
@@ -159,31 +150,39 @@ def _jobs(
     settings: Settings,
     importance: np.ndarray | None,
     zeroed: list[tuple[str, int]],
-) -> Iterator[Callable[[], np.ndarray]]:
-    """One job for each chunk of rows: copy, or read and quantise; uint8 [rows, row_bytes].
+) -> list[Callable[[], Chunk]]:
+    """One job for each chunk of rows: copy, or read and quantise.
 
     zeroed: gets the tensor's name and a count from each chunk with values that became 0
     """
     step = max(1, CHUNK_BYTES // (4 * info.columns * source.unit)) * source.unit
 
-    def job(start: int, stop: int) -> np.ndarray:
+    def job(start: int, stop: int) -> Chunk:
+        pieces = []
+
+        def read(path: Path, offset: int, count: int) -> np.ndarray:
+            pieces.append((path, offset, read_bytes(path, offset, count)))
+            return pieces[-1][2]
+
         try:
-            if not settings.allow_non_finite:
-                raw = source.stored(start, stop, info.float_type)
-                if raw is not None:
-                    return raw
-            rows = source.rows(start, stop)
-            if settings.allow_non_finite:
-                rows, count = _finite(rows)
-                if count:
-                    zeroed.append((source.name, count))
-            return quantise(rows, info.float_type, importance=importance, reference=settings.reference)
+            return Chunk(stored(start, stop, read), pieces)
         except ValueError as error:
             remedy = " (--allow-non-finite writes them as 0)" if "not finite" in str(error) else ""
             raise FormatError(source.path, f"tensor {source.name} has {error}{remedy}") from None
 
-    for start in range(0, info.rows, step):
-        yield lambda start=start: job(start, min(start + step, info.rows))
+    def stored(start: int, stop: int, read: Read) -> np.ndarray:
+        if not settings.allow_non_finite:
+            raw = source.stored(start, stop, info.float_type, read)
+            if raw is not None:
+                return raw
+        rows = source.rows(start, stop, read)
+        if settings.allow_non_finite:
+            rows, count = _finite(rows)
+            if count:
+                zeroed.append((source.name, count))
+        return quantise(rows, info.float_type, importance=importance, reference=settings.reference)
+
+    return [partial(job, start, min(start + step, info.rows)) for start in range(0, info.rows, step)]
 
 
 def _finite(rows: np.ndarray) -> tuple[np.ndarray, int]:
@@ -193,7 +192,7 @@ def _finite(rows: np.ndarray) -> tuple[np.ndarray, int]:
     return (np.where(wrong, np.float32(0), rows) if count else rows), count
 
 
-def _in_order(pool: ThreadPoolExecutor, jobs: Iterable[Callable[[], np.ndarray]]) -> Iterator[np.ndarray]:
+def _in_order(pool: ThreadPoolExecutor, jobs: Iterable[Callable[[], Chunk]]) -> Iterator[Chunk]:
     """The jobs' results in order, with only a few jobs more than threads begun at a time."""
     begun = deque()
     for job in jobs:
@@ -204,7 +203,12 @@ def _in_order(pool: ThreadPoolExecutor, jobs: Iterable[Callable[[], np.ndarray]]
         yield begun.popleft().result()
 
 
-def _counted(chunks: Iterable[np.ndarray], report: Callable[[int], None]) -> Iterator[np.ndarray]:
-    for chunk in chunks:
-        yield chunk
-        report(chunk.nbytes)
+def _noted(
+    chunks: Iterable[Chunk], hashed: Mapping[Path, HashedFile], report: Callable[[int], None]
+) -> Iterator[np.ndarray]:
+    """The rows of each chunk, after its bytes went into their files' hashes; reported when they were written."""
+    for rows, pieces in chunks:
+        for path, offset, data in pieces:
+            hashed[path].add(offset, data)
+        yield rows
+        report(rows.nbytes)

@@ -18,7 +18,7 @@ from converter.hf_config import linear_scaling
 from converter.values import epsilon, number
 from dllama.errors import FormatError
 from dllama.formats import Arch, FloatType, ModelConfig, RopeType, TensorInfo, dequantize, tensor_layout
-from dllama.formats.tensor import READABLE, Tensor
+from dllama.formats.tensor import READABLE, Read, Tensor, read_bytes
 
 ARCHITECTURES = {"llama": Arch.LLAMA, "qwen3": Arch.QWEN3, "qwen3moe": Arch.QWEN3_MOE}
 
@@ -57,21 +57,21 @@ class GgufTensor(Tensor):
     def nbytes(self) -> int:
         return math.prod(self.shape[:-1]) * self.row_bytes
 
-    def rows(self, start: int, stop: int) -> np.ndarray:
+    def rows(self, start: int, stop: int, read: Read = read_bytes) -> np.ndarray:
         """Rows ``start`` to ``stop`` as float32 [stop - start, columns]."""
         if self.dtype in READABLE:
-            return super().rows(start, stop)
-        raw = self._bytes(start, stop)
+            return super().rows(start, stop, read)
+        raw = self._raw(start, stop, read).reshape(stop - start, self.row_bytes)
         if self.dtype in SAME:
             return dequantize(raw, SAME[self.dtype], self.shape[-1])
         return _dequantize_by_package(raw, self.dtype)
 
-    def stored(self, start: int, stop: int, float_type: FloatType) -> np.ndarray | None:
+    def stored(self, start: int, stop: int, float_type: FloatType, read: Read = read_bytes) -> np.ndarray | None:
         """Rows ``start`` to ``stop`` as they are stored, uint8 [stop - start, row_bytes]; None where ``float_type``
         has other bytes. ValueError for values that are not finite."""
         if SAME.get(self.dtype) is not float_type:
             return None
-        raw = self._bytes(start, stop)
+        raw = self._raw(start, stop, read).reshape(stop - start, self.row_bytes)
         if float_type.is_quantized:
             _, block_bytes = BLOCKS[self.dtype]
             numbers = np.ascontiguousarray(raw.reshape(-1, block_bytes)[:, :2]).view("<f2")  # the scales
@@ -80,10 +80,6 @@ class GgufTensor(Tensor):
         if not np.isfinite(numbers).all():
             raise ValueError("values that are not finite (NaN or infinity)")
         return raw
-
-    def _bytes(self, start: int, stop: int) -> np.ndarray:
-        data = self.read(start * self.row_bytes, (stop - start) * self.row_bytes)
-        return np.frombuffer(data, np.uint8).reshape(stop - start, self.row_bytes)
 
 
 def open_file(path: Path, weight_type: FloatType, seq_len: int | None = None) -> Checkpoint:

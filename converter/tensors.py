@@ -9,7 +9,7 @@ import numpy as np
 
 from dllama.formats import FloatType
 from dllama.formats.rotary import interleave_pairs
-from dllama.formats.tensor import Tensor
+from dllama.formats.tensor import Read, Tensor, read_bytes
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,10 @@ class Joined:
         return self.parts[0].path
 
     @property
+    def offset(self) -> int:
+        return self.parts[0].offset
+
+    @property
     def dtype(self) -> str:
         return self.parts[0].dtype
 
@@ -40,26 +44,26 @@ class Joined:
         rows, columns = self.parts[0].shape
         return (rows * len(self.parts), columns) if self.axis == 0 else (rows, columns * len(self.parts))
 
-    def rows(self, start: int, stop: int) -> np.ndarray:
+    def rows(self, start: int, stop: int, read: Read = read_bytes) -> np.ndarray:
         """Rows ``start`` to ``stop`` of the whole as float32 [stop - start, columns]."""
-        return self._gather(start, stop, Tensor.rows)
+        return self._gather(start, stop, lambda part, first, last: part.rows(first, last, read))
 
-    def stored(self, start: int, stop: int, float_type: FloatType) -> np.ndarray | None:
+    def stored(self, start: int, stop: int, float_type: FloatType, read: Read = read_bytes) -> np.ndarray | None:
         """As ``Tensor.stored``, of the whole."""
         if self.dtype != float_type.name:
             return None
-        return self._gather(start, stop, lambda part, first, last: part.stored(first, last, float_type))
+        return self._gather(start, stop, lambda part, first, last: part.stored(first, last, float_type, read))
 
-    def _gather(self, start: int, stop: int, read: Callable[[Tensor, int, int], np.ndarray]) -> np.ndarray:
-        """Rows of the whole, from the rows that ``read`` gives of a part."""
+    def _gather(self, start: int, stop: int, rows_of: Callable[[Tensor, int, int], np.ndarray]) -> np.ndarray:
+        """Rows of the whole, from those that ``rows_of`` gives of a part."""
         if self.axis == 1:
-            return np.concatenate([read(part, start, stop) for part in self.parts], axis=1)
+            return np.concatenate([rows_of(part, start, stop) for part in self.parts], axis=1)
         height = self.parts[0].shape[0]
         found = []
         for i, part in enumerate(self.parts):
             first, last = max(start - i * height, 0), min(stop - i * height, height)
             if first < last:
-                found.append(read(part, first, last))
+                found.append(rows_of(part, first, last))
         return np.concatenate(found)
 
 
@@ -73,11 +77,11 @@ class HalfSplit(Tensor):
     def unit(self) -> int:
         return self.head_dim
 
-    def rows(self, start: int, stop: int) -> np.ndarray:
+    def rows(self, start: int, stop: int, read: Read = read_bytes) -> np.ndarray:
         """Rows ``start`` to ``stop``, whole heads, as float32 [stop - start, columns]."""
-        return interleave_pairs(super().rows(start, stop), self.head_dim)
+        return interleave_pairs(super().rows(start, stop, read), self.head_dim)
 
-    def stored(self, start: int, stop: int, float_type: FloatType) -> np.ndarray | None:
+    def stored(self, start: int, stop: int, float_type: FloatType, read: Read = read_bytes) -> np.ndarray | None:
         """As ``Tensor.stored``, in the order of ``rows``."""
-        raw = super().stored(start, stop, float_type)
+        raw = super().stored(start, stop, float_type, read)
         return None if raw is None else interleave_pairs(raw, self.head_dim)

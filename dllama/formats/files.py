@@ -18,6 +18,10 @@ NEIGHBOURS = 2 << 20
 """Bytes that Linux may map along with one that is touched, aligned to themselves: a huge page of its file cache."""
 
 
+WRITE_BEHIND = 8 << 20
+"""Bytes of a long file after which they are sent to the disk, and those that were sent before leave the memory."""
+
+
 def open_regular(path: str | os.PathLike) -> BinaryIO:
     """Open a regular file for reading; FileError for a missing one, a folder, a pipe or no permission."""
     try:
@@ -59,6 +63,10 @@ class AtomicFile:
 
     It is written beside its final place and renamed by ``commit``; ``abort`` (or leaving the ``with`` block by any
     exception, Ctrl-C included) removes it. Every failure of the system is a FileError that names the final path.
+
+    A long file goes to the disk as it is written and does not stay in the system's memory, where the system can be
+    told so: it would push out what is needed, such as the file that is read meanwhile, and the flush at the end would
+    wait for all of it.
     """
 
     def __init__(self, path: str | os.PathLike, nbytes: int):
@@ -83,11 +91,26 @@ class AtomicFile:
         except OSError as error:
             raise self._error(error) from None
         self._file = os.fdopen(fd, "wb")
+        self._sent = 0  # where the bytes begin that were not sent to the disk yet
+
+    def seek(self, offset: int) -> None:
+        """Go on writing at another place; what was never written is zeros."""
+        try:
+            self._sent = self._file.seek(offset)
+        except OSError as error:  # what was buffered is written
+            self.abort()
+            raise self._error(error) from None
 
     def write(self, data) -> None:
-        """Append bytes, or an array's bytes."""
+        """Write bytes, or an array's bytes, behind what was written last."""
         try:
             self._file.write(data)
+            end = self._file.tell()
+            if end - self._sent >= WRITE_BEHIND and hasattr(os, "posix_fadvise"):
+                # Clean pages go, dirty ones are sent: each stretch is told of twice.
+                first = max(0, self._sent - WRITE_BEHIND)
+                os.posix_fadvise(self._file.fileno(), first, end - first, os.POSIX_FADV_DONTNEED)
+                self._sent = end
         except OSError as error:
             self.abort()
             raise self._error(error) from None

@@ -95,33 +95,32 @@ class ModelFile:
 
 
 class ModelWriter:
-    """Writes a model file, tensor by tensor in file order; the file appears when it is complete, or not at all.
+    """Writes a model file, tensor by tensor in any order; the file appears when it is complete, or not at all.
 
     Use as a context manager: leaving the block checks that nothing is missing and gives the file its name, an
-    exception removes what was written. Raises FileError for a full disk and the like, ValueError for tensors out of
-    order or of the wrong shape and for values that cannot be stored.
+    exception removes what was written. Raises FileError for a full disk and the like, ValueError for tensors that the
+    model has not, or that were written before, or of the wrong shape, and for values that cannot be stored.
     """
 
     def __init__(self, path: str | os.PathLike, config: ModelConfig):
         header = pack_header(config)
         self.config = config
         self.nbytes = len(header) + layout.weights_bytes(config)
-        self._pending = layout.tensor_layout(config, len(header))
-        self._next = next(self._pending, None)
         self._file = AtomicFile(path, self.nbytes)
         self._file.write(header)
+        self._missing = {(info.name, info.layer): info for info in layout.tensor_layout(config, len(header))}
 
     def write(self, name: str, layer: int | None, data: np.ndarray) -> None:
-        """Write the next tensor: floats [rows, columns] ([columns] for a norm), or its stored bytes as uint8
+        """Write a tensor: floats [rows, columns] ([columns] for a norm), or its stored bytes as uint8
         [rows, row_bytes]."""
         self.write_chunks(name, layer, [data])
 
     def write_chunks(self, name: str, layer: int | None, chunks: Iterable[np.ndarray]) -> None:
-        """Write the next tensor from arrays of some of its rows each, first rows first."""
-        info = self._next
-        if info is None or (info.name, info.layer) != (name, layer):
-            expected = "the end of the file" if info is None else info.label
-            raise ValueError(f"{name} (layer {layer}) written where {expected} belongs")
+        """Write a tensor from arrays of some of its rows each, first rows first."""
+        info = self._missing.get((name, layer))
+        if info is None:
+            raise ValueError(f"{name} (layer {layer}) is none of the model's tensors, or written already")
+        self._file.seek(info.offset)
         rows = 0
         for chunk in chunks:
             chunk = np.atleast_2d(chunk)
@@ -132,7 +131,7 @@ class ModelWriter:
             rows += len(chunk)
         if rows != info.rows:
             raise ValueError(f"{info.label}: {rows} of {info.rows} rows written")
-        self._next = next(self._pending, None)
+        del self._missing[name, layer]
 
     def _write_rows(self, info: TensorInfo, chunk: np.ndarray) -> None:
         if chunk.dtype == np.uint8:
@@ -148,9 +147,9 @@ class ModelWriter:
 
     def close(self) -> None:
         """Give the complete file its name; ValueError, and no file, where tensors are missing."""
-        if self._next is not None:
+        for info in self._missing.values():
             self._file.abort()
-            raise ValueError(f"closed before {self._next.label} was written")
+            raise ValueError(f"closed before {info.label} was written")
         self._file.commit()
 
     def abort(self) -> None:

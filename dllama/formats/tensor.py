@@ -4,6 +4,7 @@ Rows are read, not mapped: pages of a mapping would count as the program's memor
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -23,6 +24,23 @@ ITEM_BYTES = {
 READABLE = ("F32", "F16", "BF16")
 
 STEP = 1 << 16  # values converted at a time: the temporaries of one step stay in the L2 cache
+
+Read = Callable[[Path, int, int], np.ndarray]
+"""Path of a file, an offset in it and a count -> so many of its bytes, uint8 [count]."""
+
+
+def read_bytes(path: Path, offset: int, count: int) -> np.ndarray:
+    """``count`` bytes of a file from byte ``offset`` of it on, uint8 [count]. FileError where they cannot be read."""
+    data = np.empty(count, np.uint8)
+    with open_regular(path) as file:
+        try:
+            file.seek(offset)
+            found = file.readinto(data)
+        except OSError as error:
+            raise FileError(path, f"cannot be read: {reason(error)}") from None
+    if found != count:
+        raise FileError(path, "became shorter while it was read")
+    return data
 
 
 @dataclass(frozen=True)
@@ -45,9 +63,9 @@ class Tensor:
     def nbytes(self) -> int:
         return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
-    def rows(self, start: int, stop: int) -> np.ndarray:
+    def rows(self, start: int, stop: int, read: Read = read_bytes) -> np.ndarray:
         """Rows ``start`` to ``stop`` as float32 [stop - start, columns], for a tensor of one or two dimensions."""
-        data = self.read(start * self.row_bytes, (stop - start) * self.row_bytes)
+        data = self._raw(start, stop, read)
         return to_float32(data, self.dtype).reshape(stop - start, self.shape[-1])
 
     def values(self) -> np.ndarray:
@@ -62,28 +80,23 @@ class Tensor:
             raise FormatError(self.path, f"tensor {self.name} has values that are not finite (NaN or infinity)")
         return values
 
-    def stored(self, start: int, stop: int, float_type: FloatType) -> np.ndarray | None:
+    def stored(self, start: int, stop: int, float_type: FloatType, read: Read = read_bytes) -> np.ndarray | None:
         """The same rows as uint8 [stop - start, row_bytes] where they are of ``float_type``, else None; ValueError for
         values that are not finite."""
         if self.dtype != float_type.name:
             return None
-        data = self.read(start * self.row_bytes, (stop - start) * self.row_bytes)
+        data = self._raw(start, stop, read)
         if not _is_finite(data, self.dtype):
             raise ValueError("values that are not finite (NaN or infinity)")
         return data.reshape(stop - start, self.row_bytes)
 
     def read(self, begin: int, count: int) -> np.ndarray:
         """``count`` of the tensor's bytes as they are stored, from byte ``begin`` of it on: uint8 [count]."""
-        data = np.empty(count, np.uint8)
-        with open_regular(self.path) as file:
-            try:
-                file.seek(self.offset + begin)
-                found = file.readinto(data)
-            except OSError as error:
-                raise FileError(self.path, f"cannot be read: {reason(error)}") from None
-        if found != count:
-            raise FileError(self.path, "became shorter while it was read")
-        return data
+        return read_bytes(self.path, self.offset + begin, count)
+
+    def _raw(self, start: int, stop: int, read: Read) -> np.ndarray:
+        """The bytes of rows ``start`` to ``stop``: uint8 [bytes]."""
+        return read(self.path, self.offset + start * self.row_bytes, (stop - start) * self.row_bytes)
 
 
 def _is_finite(data: np.ndarray, dtype: str) -> bool:

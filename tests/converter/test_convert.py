@@ -1,4 +1,5 @@
 import hashlib
+import os
 import resource
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from dllama.formats import FloatType, ModelFile, quantize
 from dllama.formats.imatrix import ImportanceMatrix, write_imatrix
 from dllama.formats.manifest import read_manifest
 from dllama.formats.rotary import interleave_pairs
+from dllama.formats.tensor import read_bytes
 from tests.converter.checkpoints import (
     LLAMA,
     QWEN3,
@@ -139,8 +141,7 @@ def test_progress_counts_every_byte(tmp_path):
     convert(folder, tmp_path / "a.m", progress=Phase)
     with ModelFile(tmp_path / "a.m") as file:
         written = file.nbytes - file.header_bytes
-    read = sum(path.stat().st_size for path in folder.iterdir())
-    assert done == {"Reading": [read, read], "Writing a.m": [written, written]}
+    assert done == {"Writing a.m": [written, written]}
 
 
 def test_the_manifest_tells_the_sources_and_their_hashes(tmp_path):
@@ -153,6 +154,36 @@ def test_the_manifest_tells_the_sources_and_their_hashes(tmp_path):
     assert (values["weights"], values["quantiser"]) == ("q80", "reference")
     assert values["bytes"] == (tmp_path / "a.m").stat().st_size
     assert str(tmp_path) not in (tmp_path / "a.m.json").read_text()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_checkpoint_is_read_once(tmp_path, monkeypatch, form):
+    """What is read beside the conversion, for the hashes alone, is no tensor; Meta's norms are in every shard."""
+    folder = FORMS[form](tmp_path / "checkpoint", random_weights(LLAMA, "F16"))
+    beside = []
+
+    def read_beside(path, offset, count):
+        beside.append(count)
+        return read_bytes(path, offset, count)
+
+    monkeypatch.setattr("converter.hashed.read_bytes", read_beside)
+    convert(folder, tmp_path / "a.m")
+    total = sum(path.stat().st_size for path in ([folder] if folder.is_file() else folder.iterdir()))
+    values = sum(int(np.prod(shape)) for shape in shapes(LLAMA).values())
+    assert sum(beside) <= total - values * (4 if "Meta" in form else 2)
+
+
+def test_a_checkpoint_that_changes_meanwhile(tmp_path, monkeypatch):
+    folder = write(tmp_path / "checkpoint", LLAMA, random_weights(LLAMA))
+
+    def changed(rows, *args, **options):
+        os.utime(folder / "model.safetensors", ns=(1, 1))
+        return quantise(rows, *args, **options)
+
+    monkeypatch.setattr("converter.convert.quantise", changed)
+    with pytest.raises(FileError, match="model.safetensors: changed while it was read"):
+        convert(folder, tmp_path / "a.m")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
 @pytest.mark.parametrize("weight_type", FloatType)
@@ -181,7 +212,7 @@ def test_a_full_disk_is_found_before_anything_is_read(tmp_path, monkeypatch):
     folder = write(tmp_path / "checkpoint", LLAMA, random_weights(LLAMA))
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("dllama.formats.files.shutil.disk_usage", lambda path: usage)
-    monkeypatch.setattr("converter.convert.open_regular", lambda path: pytest.fail("a file was read"))
+    monkeypatch.setattr("converter.convert.read_bytes", lambda path, offset, count: pytest.fail("a file was read"))
     with pytest.raises(FileError, match=r"a.m: the disk is too full: [\d,]+ bytes needed, 1,000 free"):
         convert(folder, tmp_path / "a.m")
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]

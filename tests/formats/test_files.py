@@ -36,6 +36,16 @@ def test_a_file_appears_when_it_is_complete(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_long_file_leaves_the_memory_while_it_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("dllama.formats.files.WRITE_BEHIND", 10_000)
+    parts = [os.urandom(4096) for _ in range(20)]
+    with AtomicFile(tmp_path / "a", 20 * 4096) as file:
+        for i in (*range(10, 20), *range(10)):
+            file.seek(i * 4096)
+            file.write(parts[i])
+    assert (tmp_path / "a").read_bytes() == b"".join(parts)
+
+
 def test_a_written_file_has_the_mode_of_any_new_file(tmp_path):
     (tmp_path / "plain").touch()
     with AtomicFile(tmp_path / "a", 0):

@@ -180,11 +180,23 @@ def test_the_writer_takes_stored_bytes_and_chunks(tmp_path):
     assert (tmp_path / "a.m").read_bytes() == (tmp_path / "b.m").read_bytes()
 
 
-def test_the_writer_holds_the_order_and_the_shapes(tmp_path):
+def test_the_writer_takes_tensors_in_any_order(tmp_path):
+    model = config()
+    tensors = write_random(tmp_path / "a.m", model)
+    with ModelWriter(tmp_path / "b.m", model) as writer:
+        for (name, layer), values in reversed(tensors.items()):
+            writer.write(name, layer, values)
+    assert (tmp_path / "a.m").read_bytes() == (tmp_path / "b.m").read_bytes()
+
+
+def test_the_writer_holds_the_names_and_the_shapes(tmp_path):
     model = config()
     tensors = random_tensors(model)
     path = tmp_path / "a.m"
-    with pytest.raises(ValueError, match="written where embedding belongs"), ModelWriter(path, model) as writer:
+    with pytest.raises(ValueError, match=r"q \(layer 99\) is none of the model's"), ModelWriter(path, model) as writer:
+        writer.write("q", 99, tensors["q", 0])
+    with pytest.raises(ValueError, match=r"q \(layer 0\) .* or written already"), ModelWriter(path, model) as writer:
+        writer.write("q", 0, tensors["q", 0])
         writer.write("q", 0, tensors["q", 0])
     with pytest.raises(ValueError, match=r"embedding: \(49, 64\)|49 of 50 rows"), ModelWriter(path, model) as writer:
         writer.write("embedding", None, tensors["embedding", None][:49])
