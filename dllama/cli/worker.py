@@ -62,6 +62,11 @@ ANY_HOST = ("", "*", "0.0.0.0", "::")
     metavar="N",
     help="With --device: edges to serve at a time.",
 )
+@click.option(
+    "--unpack",
+    type=click.Choice(["f16", "bf16", "f32"], case_sensitive=False),
+    help="With --device cuda: hold the matrices as these floats; faster, and larger. [default: as the file has them]",
+)
 @buffer_float_type("With --device cpu: activations that enter a product; q80 is fast, f32 is exact.")
 @kv_float_type("With --device cpu: keys and values of past tokens.")
 @click.option(
@@ -78,8 +83,8 @@ ANY_HOST = ("", "*", "0.0.0.0", "::")
 @click.option("--insecure", is_flag=True, help="Do without a key: anybody who reaches the port can use this device.")
 @click.option("--parent-fd", type=int, hidden=True)
 def worker(
-    port, host, nthreads, memory, model, device, adapters, max_edges, buffer_float_type, kv_float_type, cache_limit,
-    key_file, insecure, parent_fd,
+    port, host, nthreads, memory, model, device, adapters, max_edges, unpack, buffer_float_type, kv_float_type,
+    cache_limit, key_file, insecure, parent_fd,
 ) -> None:  # fmt: skip
     """Lend this device to a cluster.
 
@@ -125,7 +130,7 @@ def worker(
 
         settings = CloudSettings(host, port, key, threads, model, adapters, max_edges)
         types = FloatType.parse(buffer_float_type), FloatType.parse(kv_float_type)
-        backend = open_backend(device.lower(), threads, *types, progress.say)
+        backend = open_backend(device.lower(), threads, *types, progress.say, unpack)
         served = Cloud(settings, backend, progress.say, progress)
         does = f"{served.device}, for edges"
     else:

@@ -27,6 +27,9 @@ class Backend(Protocol):
     def sequence(self, context: int) -> Any:
         """An empty sequence with room for so many positions. What it takes is freed with it."""
 
+    def free_bytes(self) -> int | None:
+        """Bytes that sequences and adapters may still take; None where the system does not say."""
+
     def sequence_bytes(self, context: int) -> int:
         """Bytes that it takes when it is full."""
 

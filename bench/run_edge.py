@@ -1,0 +1,77 @@
+"""One edge of PrivateLoRA in a process of its own: gets ready, says so, waits for a line, and generates.
+
+Prints, as JSON, the round trip of the link and of each token its times and bytes; `bench.privatelora` starts it.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+
+from bench.runs import prompt_ids
+from dllama import Llama, SamplerSettings
+from dllama.cluster import key, wire
+from dllama.cluster.links import Link
+from dllama.privatelora.settings import EdgeSettings
+
+PROBES = 60
+
+
+def round_trip(cloud: str, cluster_key, pause: float) -> float:
+    """Median milliseconds until the cloud has sent back a message of 400 bytes, about a layer's; it is asked again
+    after so many seconds, as it would be by a layer."""
+    times = []
+    with Link(cloud, cluster_key) as link:
+        for number in range(PROBES):
+            time.sleep(pause)
+            start = time.perf_counter()
+            link.send(wire.encode(wire.Probe(number), bytes(400)))
+            assert link.receive(30_000)
+            times.append((time.perf_counter() - start) * 1e3)
+    return statistics.median(times[PROBES // 3 :])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    for name in ("model", "tokenizer", "cloud"):
+        parser.add_argument(name)
+    for name in ("--adapter", "--key-file", "--form"):
+        parser.add_argument(name)
+    parser.add_argument("--tokens", type=int)
+    parser.add_argument("--prompt", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    cluster_key = key.load(options.key_file)
+    settings = EdgeSettings(options.cloud, cluster_key, options.adapter, form=options.form)
+    greedy = SamplerSettings(temperature=0.0)
+    with Llama(
+        options.model, options.tokenizer, nthreads=options.threads, context=512, private=settings
+    ) as llama:
+        list(llama.generate(prompt_ids(options.prompt), 4, greedy))
+        rtt = round_trip(options.cloud, cluster_key, 2e-3)
+        print("ready", flush=True)
+        sys.stdin.readline()
+        start = time.monotonic()
+        pieces, moments = [], []
+        for piece in llama.generate(prompt_ids(options.prompt), 1 + options.tokens, greedy):
+            pieces.append(piece)
+            moments.append(time.monotonic())
+        if len(pieces) != 1 + options.tokens:
+            raise SystemExit(f"generation stopped early: {llama.stop_reason}")
+    found = {
+        "start": start,
+        "moments": moments,
+        "rtt_ms": rtt,
+        "prefill_ms": llama.prefill_ms,
+        "token_ms": [piece.generation_ms for piece in pieces[1:]],
+        "edge_ms": [piece.nodes[0].inference_ms for piece in pieces[1:]],
+        "wait_ms": [piece.nodes[0].transfer_ms for piece in pieces[1:]],
+        "cloud_ms": [piece.nodes[1].inference_ms for piece in pieces[1:]],
+        "bytes": [piece.nodes[0].sent_bytes + piece.nodes[0].received_bytes for piece in pieces[1:]],
+    }
+    print(json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    main()
