@@ -36,6 +36,13 @@ FAULTS = (
 )
 """A piece of the error, the check that it is the result of, and what to do."""
 
+MISFITS = (
+    ("not enough memory", "more nodes, more memory, a smaller model, or a shorter context with --max-seq-len"),
+    ("a context of", "a shorter context with --max-seq-len"),
+)
+"""A piece of the plan's error, and what to do; any other is that the model has too few heads."""
+FEWER = "leave out workers, or take a model with more heads"
+
 
 def worker_findings(address: str, key: ClusterKey | None) -> tuple[NodeSpec | None, list[Finding]]:
     """One worker: what the plan has to know of it, None where it cannot be used; and what was found."""
@@ -71,7 +78,7 @@ def plan_findings(model: ModelFile, context: int, nodes: Sequence[NodeSpec]) -> 
     try:
         plan = make_plan(model.config, nodes, context=context, kv_type=KV_TYPE, buffer_type=BUFFER_TYPE)
     except PlanError as error:
-        advice = "more nodes, more memory, a smaller model, or a shorter context with --max-seq-len"
+        advice = next((advice for piece, advice in MISFITS if piece in str(error)), FEWER)
         yield Finding(nodes[0].name, "model", State.WRONG, f"{model.path.name}: {error}", advice)
         return
     for share in plan.shares:
@@ -81,7 +88,8 @@ def plan_findings(model: ModelFile, context: int, nodes: Sequence[NodeSpec]) -> 
         yield Finding(share.node.name, "model", State.OK, text, value=needed)
     for node, reason in plan.left_out:
         text = f"{model.path.name}: is left out: {reason}"
-        yield Finding(node.name, "model", State.SLOW, text, "do without it, or give shares with --ratios")
+        advice = "end what else runs there" if "memory" in reason else "do without it, or give shares with --ratios"
+        yield Finding(node.name, "model", State.SLOW, text, advice)
 
 
 def _fault(address: str, error: ClusterError) -> Finding:

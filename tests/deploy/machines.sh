@@ -18,16 +18,13 @@ machine_packages() {
 # make_base: a system as it is on a new board: sshd, Python, and a user who may use sudo. What the playbook installs
 # is not there, only its packages, as the machines cannot reach any mirror.
 make_base() {
-    local base=$cache/base mirror proxy= later=(python3-venv systemd-timesyncd)
+    local base=$cache/base later=(python3-venv systemd-timesyncd)
     [ ! -e "$base/.dllama" ] || return 0
-    # shellcheck disable=SC2016
-    mirror=$(apt-get indextargets --format '$(REPO_URI)' "Created-By: Packages" "Codename: bookworm" | sed -n 1p)
-    eval "$(apt-config shell proxy Acquire::http::Proxy)"
-    export http_proxy=${http_proxy:-${proxy#DIRECT}}
+    use_mirror
     rm -rf --one-file-system "$base.partial" "$base"
     debootstrap --variant=minbase \
         --include=systemd,systemd-sysv,dbus,openssh-server,python3,python3-apt,sudo,iproute2,procps \
-        bookworm "$base.partial" "${mirror:-http://deb.debian.org/debian}"
+        bookworm "$base.partial" "$mirror"
     cp -L /etc/resolv.conf "$base.partial/etc/resolv.conf"
     chroot "$base.partial" apt-get update -q
     chroot "$base.partial" apt-get install -qy --download-only --no-install-recommends "${later[@]}"
@@ -50,8 +47,8 @@ make_network() {
     ssh-keygen -q -t ed25519 -N '' -f "$scratch/login"
 }
 
-# boot NAME NUMBER [OPTION ...]: starts a machine at the address $network.NUMBER, with options of systemd-nspawn. What it
-# writes is in a layer over the base, and there again at its next boot.
+# boot NAME NUMBER [OPTION ...]: starts a machine at the address $network.NUMBER, with options of systemd-nspawn. What
+# it writes is in a layer over the base, and there again at its next boot.
 boot() {
     local name=$1 address=$network.$2 place=$scratch/$1
     if [ ! -d "$place" ]; then
@@ -62,6 +59,8 @@ boot() {
             >"$place/root/etc/systemd/network/10-board.network"
         echo "$name" >"$place/root/etc/hostname"
         printf '127.0.0.1 localhost\n127.0.1.1 %s\n' "$name" >"$place/root/etc/hosts"
+        mkdir -p "$place/root/boot/firmware"
+        echo 'console=tty1 root=PARTUUID=4e639091-02 rootwait' >"$place/root/boot/firmware/cmdline.txt" # as on a Pi
         cp "$scratch/login.pub" "$place/root/home/pi/.ssh/authorized_keys"
         chown -R --reference="$place/root/home/pi" "$place/root/home/pi/.ssh"
         touch "$place/root/var/lib/apt/lists" # fresh: apt need not ask its mirror
