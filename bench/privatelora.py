@@ -154,7 +154,8 @@ def report(options: argparse.Namespace, stops: int, rounds: dict[str, list]) -> 
         rows.append((line_name, Figure.of(times).text(unit=" ms"), f"{physics[-1]:.0f} ms", over.text(2, " ×")))
     print_table(("", "a token", "the line allows", "against that"), rows)
     name = options.name or f"privatelora-{options.shape}"
-    save(name, {"options": {"shape": options.shape, "tokens": options.tokens, "rank": RANK}, "alone": alone, "pair": pair,
+    save(name, {"options": {"shape": options.shape, "tokens": options.tokens, "rank": RANK},
+                "alone": alone, "pair": pair,
                 "rtt_ms": rtt_ms, "bytes": nbytes, "two_edges": both, "round_trips": ROUND_TRIPS,
                 "measured_ms": measured, "allowed_ms": physics, "paper_ms": paper,
                 "rounds": {k: v for k, v in rounds.items() if k != "alone"}})  # fmt: skip

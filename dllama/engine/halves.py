@@ -27,8 +27,8 @@ N_TARGETS = (3, 1, 2, 1)
 
 @jit
 def run_halves(thread, weight, act, cache, step, layers, mixture, adapters, form, rows, first, last):
-    """Halves ``first`` up to ``last``; arguments as of `run_segments`, and ``form``: F32 or F16, what adapters are kept in.
-    Helpers run whatever the leading thread does."""
+    """Halves ``first`` up to ``last``; arguments as of `run_segments`, and ``form``: F32 or F16, what
+    adapters are kept in. Helpers run whatever the leading thread does."""
     s = step[0]
     for half in range(first, last):
         if thread == 0:

@@ -75,8 +75,8 @@ EXPERT = _record(i8="w1 w2 w3")
 
 LOW_RANK = _record(i8="a a_rank b b_rank inputs outputs")
 """What an adapter adds to a matrix of a layer. a: address of A, [a_rank, inputs]; b: of B transposed and times the
-scale, [b_rank, outputs], rows padded; float32, or float16 where `halves` has them so; the ranks are 0 where it adds nothing, and equal where nothing is
-between A and B."""
+scale, [b_rank, outputs], rows padded; float32, or float16 where `halves` has them so. The ranks are 0 where it adds
+nothing, and equal where nothing is between A and B."""
 
 ROW = _record(i8="position keys values layer_stride head_stride wanted adapter")
 """One row of the batch: its position, the addresses of its sequence's caches and their strides in bytes. ``wanted``:

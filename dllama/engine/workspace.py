@@ -75,7 +75,7 @@ class Workspace:
         return KVCache(self.config, self.n_layers, self.shape.n_kv_heads, context, self.cache, adapter)
 
     def _table(self, places: Sequence[Place], wanted: Sequence[int]) -> np.ndarray:
-        """``ROW`` records of these rows; the step's record, the rotary angles and room for logits are ready for them."""
+        """``ROW`` records of these rows; the step's record, rotary angles and room for logits are ready for them."""
         if not 0 < len(places) <= MAX_ROWS:
             raise ValueError(f"{len(places)} rows, and a step takes 1 to {MAX_ROWS}")
         table = np.zeros(len(places), ROW)

@@ -11,6 +11,8 @@ from dllama.kernels.elementwise import floats
 from dllama.kernels.jit import jit
 from dllama.kernels.travel import decode_sum, encode
 
+LARGEST = np.float32(3e38)
+
 
 @jit
 def answer(form, source, rows, targets, r_in, r_out, m, x, x_stride, y, y_stride, out):
@@ -19,19 +21,23 @@ def answer(form, source, rows, targets, r_in, r_out, m, x, x_stride, y, y_stride
     m: address of float32 [targets, r_out, r_in], and of 16 more values;  x, y: of room for the rows as float32, with
     16 values more at the end, x_stride and y_stride bytes apart, zero beyond their values
 
-    False where a value is infinite or no number; nothing is written then.
+    False where a value, given or found, is infinite or no number; nothing is written then.
     """
     width = targets * r_in
     decode_sum(form, source, x, x_stride, rows, width)
     for row in range(rows):
         values = floats(x + row * x_stride, width)
         for i in range(width):
-            if not abs(values[i]) <= np.float32(3e38):
+            if not abs(values[i]) <= LARGEST:
                 return False
         for t in range(targets):
             multiply_rows(
                 tags.F32, m + 4 * t * r_out * r_in, 4 * r_in, r_out, r_in,
                 x + row * x_stride + 4 * t * r_in, 0, 1, y + row * y_stride + 4 * t * r_out, 0,
             )  # fmt: skip
+        answers = floats(y + row * y_stride, targets * r_out)
+        for i in range(targets * r_out):
+            if not abs(answers[i]) <= LARGEST:
+                return False
     encode(form, y, y_stride, rows, targets * r_out, out)
     return True

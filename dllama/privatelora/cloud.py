@@ -30,6 +30,8 @@ from dllama.privatelora.schedule import Costs, choose
 from dllama.privatelora.session import NO_ADAPTER, Session, Unfit, adapter_of
 from dllama.privatelora.settings import BUSY
 
+MOST_MESSAGES = 256
+"""That are taken in before something is run again, however fast they come."""
 LOOK_MS = 50
 """How often a cloud that makes adapters ready looks whether they are."""
 IDLE_SECONDS = 1.0
@@ -119,7 +121,9 @@ class Cloud:
         looking = LOOK_MS / 1000 if self._openings else IDLE_SECONDS if self._greeted else None
         limits = [wait, timeout, looking, self._patience()]
         received = self._receive(min((limit for limit in limits if limit is not None), default=None))
-        while received:
+        for _ in range(MOST_MESSAGES):
+            if not received:
+                break
             self._take(*received)
             received = self._receive(0)
         self._look()
@@ -133,12 +137,20 @@ class Cloud:
     # --- what comes in ---
 
     def _receive(self, timeout: float | None) -> tuple[Peer, list] | None:
+        awaited = timeout != 0 and any(s.passage is not None for s in self._sessions.values())
+        received = self.hub.receive_soon() if awaited else None
+        if received:
+            return received
+        start = time.perf_counter()
         try:
             return self.hub.receive(None if timeout is None else timeout * 1000)
         except LinkLost as lost:
             if isinstance(lost.source, Peer):
                 self._forget(lost.source, lost.reason)
             return None
+        finally:
+            if awaited:
+                self.hub.waited(time.perf_counter() - start)
 
     def _take(self, peer: Peer, frames: list) -> None:
         try:
@@ -223,7 +235,7 @@ class Cloud:
         new = session.new_sequences(message)
         if not new:
             return
-        needed, free = new * self._backend.sequence_bytes(session.context), available_bytes()
+        needed, free = new * self._backend.sequence_bytes(session.context), self._backend.free_bytes()
         if free is not None and needed > free:
             raise Unfit(f"not enough memory in the cloud: {in_units(needed)} needed for keys and values, "
                         f"{in_units(free)} are free")  # fmt: skip
@@ -234,9 +246,17 @@ class Cloud:
         """One pass, up to the next stop or to the end."""
         peers = {session: peer for peer, session in self._sessions.items()}
 
+        unfit: list[tuple[Peer, str]] = []
+
+        def tell(session: Session, message: Callable[[], list]) -> None:
+            try:
+                _send(peers[session], message())
+            except Unfit as error:
+                unfit.append((peers[session], str(error)))
+
         def send(lows: Sequence) -> None:
             for session, low in zip(group, lows, strict=True):
-                _send(peers[session], session.stopped(low))
+                tell(session, partial(session.stopped, low))
 
         came_from, to = group[0].came_from, group[0].goes_to
         passages = [session.passage for session in group]
@@ -256,7 +276,9 @@ class Cloud:
             session.seconds += seconds
             if streams is not None:
                 self._costs.stepped(session.seconds)
-                _send(peers[session], session.left(streams[i]))
+                tell(session, partial(session.left, streams[i]))
+        for peer, reason in unfit:
+            self._refuse(peer, reason)
 
     def _patience(self) -> float | None:
         """Seconds until an edge has owed an answer for too long."""

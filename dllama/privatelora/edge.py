@@ -37,6 +37,10 @@ from dllama.privatelora.settings import BUSY, EdgeSettings
 from dllama.privatelora.travel import Rows
 
 AGAIN_SECONDS = 0.2
+ROWS_OF_A_TIMEOUT = 16
+"""A step with more rows may take so many times longer; the cloud says nothing while it computes."""
+MOST_LOSSES = 5
+"""In one step. A cloud that is there, but hangs at every step, would be tried for ever."""
 
 
 class EdgeSequence:
@@ -109,7 +113,7 @@ class EdgeEngine:
 
     def step(self, rows: Sequence[Row], wanted: Sequence[int], reduction: Reduction) -> list[Candidates]:
         require_unchanged(self._model)
-        x = self._forward.embeddings(rows)
+        x, losses = self._forward.embeddings(rows), 0
         while True:
             try:
                 if self._hub is None:
@@ -118,6 +122,9 @@ class EdgeEngine:
                 found = self._run(x, rows, wanted, reduction)
                 break
             except LinkLost as lost:
+                losses += 1
+                if losses == MOST_LOSSES:
+                    raise ClusterError(f"cloud {self._settings.cloud} is lost again and again: {lost.reason}") from None
                 self._notify(f"cloud {self._settings.cloud} is lost at token {rows[-1].position}: {lost.reason}")
         for row in rows:
             row.sequence.tokens[row.position :] = [row.token]
@@ -182,14 +189,15 @@ class EdgeEngine:
         as a cloud that gets to see several could average them."""
         noise = np.empty_like(x)
         for row, values in zip(rows, noise, strict=True):
-            stream = np.random.Philox(key=self._noise_key, counter=[0, 0, row.sequence.number, row.position])
+            stream = np.random.Philox(key=self._noise_key, counter=[0, row.token, row.sequence.number, row.position])
             values[:] = np.random.Generator(stream).standard_normal(len(values), np.float32)
         return noise * np.sqrt(np.square(x).mean(1, keepdims=True))
 
     def _answer_all(self, meter: _Meter, rows: int) -> tuple[wire.Leave, Sequence]:
         """Answers at each stop until the step is done: what the cloud says then."""
+        patience = self._settings.step_timeout * max(1, rows // ROWS_OF_A_TIMEOUT)
         while True:
-            message, payload = self._next(meter)
+            message, payload = self._next(meter, patience)
             if type(message) is wire.Low and message.step == self._step and self._answers is not None:
                 stop = Stop(message.layer, message.product)
                 try:
@@ -202,11 +210,11 @@ class EdgeEngine:
             elif type(message) is not wire.Beat:
                 raise self._fault(f"{type(message).__name__}, which nobody waits for")
 
-    def _next(self, meter: _Meter) -> tuple:
+    def _next(self, meter: _Meter, patience: float) -> tuple:
         """What the cloud says next. Raises LinkLost, and ClusterError where it refuses."""
-        frames = meter.receive(self._settings.step_timeout * 1000)
+        frames = meter.receive(patience * 1000)
         if frames is None:
-            raise LinkLost(meter.link, f"no answer for {self._settings.step_timeout:g} s")
+            raise LinkLost(meter.link, f"no answer for {patience:g} s")
         try:
             message, payload = wire.decode(frames)
         except wire.WireError as error:
@@ -241,7 +249,7 @@ class EdgeEngine:
     def _expect(self, meter: _Meter, kind: type, timeout: float | None):
         end = None if timeout is None else time.monotonic() + timeout
         while True:
-            message, _ = self._next(meter)
+            message, _ = self._next(meter, self._settings.step_timeout)
             if type(message) is kind:
                 return message
             if type(message) is not wire.Beat or (end is not None and time.monotonic() > end):
@@ -333,7 +341,11 @@ class _Meter:
 
     def receive(self, timeout_ms: float) -> list | None:
         start = time.perf_counter()
-        received = self._hub.receive(timeout_ms)
+        received = self._hub.receive_soon()
+        if received is None:
+            begun = time.perf_counter()
+            received = self._hub.receive(timeout_ms)
+            self._hub.waited(time.perf_counter() - begun)
         frames = received and received[1]
         self.waited_ms += (time.perf_counter() - start) * 1e3
         self.received += sum(memoryview(frame).nbytes for frame in frames or ())

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from dllama.engine.adapter_weights import NUMBERS
+from dllama.engine.memory import available_bytes, in_units
 from dllama.engine.pages import anonymous
 from dllama.engine.stages import LOW_RANK
 from dllama.engine.weights import padded
+from dllama.errors import OutOfMemoryError
 from dllama.formats import ModelConfig
 from dllama.kernels import tags
 from dllama.privatelora.adapter import CloudAdapter
@@ -44,8 +46,10 @@ class FrozenWeights:
         number = next((i for i, memory in enumerate(self._memory) if memory is None), None)
         if number is None:
             raise LookupError(f"the cloud has {MOST_ADAPTERS} adapters already, and room for no more")
-        memory = anonymous(self.nbytes(adapter, layers) + 64, huge=True)  # rows are read a little beyond their ends
-        self._memory[number] = memory
+        needed, free = self.nbytes(adapter, layers), available_bytes()
+        if free is not None and needed > free:
+            raise OutOfMemoryError(f"the adapter needs {in_units(needed)} of the cloud, {in_units(free)} are free")
+        memory = anonymous(needed + 64, huge=True)  # rows are read a little beyond their ends
         size = np.dtype(self._dtype).itemsize
         values, done = memory[: memory.nbytes // size * size].view(self._dtype), 0
         records = self.records[number].copy()
@@ -62,7 +66,7 @@ class FrozenWeights:
             room[:, : len(b)] = b.T
             record["b"] = memory.ctypes.data + size * done
             done += room.size
-        self.records[number] = records
+        self.records[number], self._memory[number] = records, memory
         return number
 
     def remove(self, number: int) -> None:

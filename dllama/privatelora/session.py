@@ -41,7 +41,7 @@ def adapter_of(wanted: dict, config: ModelConfig, known: dict[str, CloudAdapter]
     except (ValueError, AdapterError) as error:
         raise Unfit(f"the adapter makes no sense: {error}") from None
     if adapter.fingerprint != wanted["fingerprint"]:
-        raise Unfit("the adapter is for a model of another shape than the cloud's")
+        raise Unfit("the adapter's fingerprint is not that of its seed and ranks with the cloud's model")
     return adapter
 
 
@@ -92,7 +92,7 @@ class Session:
         for number in message.freed:
             self._sequences.pop(number, None)
         count = sum(count for _, _, count in message.rows)
-        if not 0 < count <= MAX_ROWS or not all(row < count for row in message.wanted):
+        if not 0 < count <= MAX_ROWS or not all(row < count for row in message.wanted) or len(message.wanted) > count:
             raise Unfit(f"a step of {count} rows, of 1 to {MAX_ROWS}, or wanted rows that it has not")
         places = [place for run in message.rows for place in self._places(*run)]
         try:
@@ -108,15 +108,14 @@ class Session:
         return len({sequence for sequence, _, _ in message.rows} - self._sequences.keys())
 
     def stopped(self, low: np.ndarray) -> list:
-        """The message for the edge at the next stop: A·x, float32 [rows, targets of the product, r_c2d at least]."""
+        """The message for the edge at the next stop: A·x, float32 [rows, targets of the product, r_c2d at least].
+        Raises Unfit where it is not finite."""
         stop = self._stops[self._next]
         self._next += 1
         self.ready_at, self.waits_since = None, time.monotonic()
         picked = low[:, self._picked(stop.product), : self._shape.r_c2d]
-        return [
-            wire.unchecked(wire.Low(self._step, *stop)),
-            self._low[stop.product].encode(picked.reshape(len(low), -1)),
-        ]
+        values = _encoded(self._low[stop.product], picked.reshape(len(low), -1))
+        return [wire.unchecked(wire.Low(self._step, *stop)), values]
 
     def answered(self, message: wire.Answer, payload: Sequence) -> None:
         """The edge's M·A·x is here. Raises Unfit."""
@@ -136,10 +135,11 @@ class Session:
         self.passage.answer, self.ready_at = answer, time.monotonic()
 
     def left(self, x: np.ndarray) -> list:
-        """The last message of a step: the residual stream of its rows, float32 [rows, dim]."""
+        """The last message of a step: the residual stream of its rows, float32 [rows, dim]. Raises Unfit where it is
+        not finite."""
         self.passage, self.ready_at, self.left_at = None, None, time.monotonic()
         head = wire.encode(wire.Leave(self._step, int(self.seconds * 1e6)))
-        return head + ([self._stream.encode(x[list(self._wanted)])] if self._wanted else [])
+        return head + ([_encoded(self._stream, x[list(self._wanted)])] if self._wanted else [])
 
     def _picked(self, product: int) -> list[int]:
         """Which of a product's targets have an adapter."""
@@ -154,3 +154,11 @@ class Session:
             self._sequences[sequence] = self._backend.sequence(self.context)
         cache = self._sequences[sequence]
         return [Place(cache, position) for position in range(first, first + count)]
+
+
+def _encoded(rows: Rows, values: np.ndarray) -> np.ndarray:
+    """What the cloud computed as bytes. Raises Unfit."""
+    try:
+        return rows.encode(values)
+    except ValueError:
+        raise Unfit("its values make the model's overflow") from None

@@ -22,7 +22,9 @@ class Rows:
         self.row_bytes = form.row_bytes(width if form is FloatType.F32 else padded(width))
 
     def encode(self, x: np.ndarray) -> np.ndarray:
-        """float32 [rows, width] as bytes, uint8."""
+        """float32 [rows, width] as bytes, uint8. ValueError where a value is not finite, which Q80 would hide."""
+        if not np.isfinite(x).all():
+            raise ValueError("a value that is infinite or no number")
         rows = np.zeros((len(x), padded(self.width)), np.float32)
         rows[:, : self.width] = x
         out = np.empty(len(x) * self.row_bytes, np.uint8)

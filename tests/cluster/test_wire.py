@@ -31,7 +31,8 @@ PLAN = {
 }
 
 ADAPTER = {
-    "r_c2d": 16, "r_d2c": 24, "targets": ("q", "down"), "layers": (0, 3), "fingerprint": "5f" * 32, "seed": (1 << 64) - 1,
+    "r_c2d": 16, "r_d2c": 24, "targets": ("q", "down"), "layers": (0, 3), "fingerprint": "5f" * 32,
+    "seed": (1 << 64) - 1,
 }  # fmt: skip
 OPEN = {"model_digest": ID, "layers": (1, 30), "context": 4096, "form": 3}
 

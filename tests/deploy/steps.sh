@@ -4,7 +4,12 @@
 #   $scratch   a folder of this run; its log holds what the last command said
 
 skip() { echo "skipped: $1"; exit 77; }
-fail() { tail -n 40 "$scratch/log" >&2; echo "failed: $1" >&2; exit 1; }
+fail() {
+    grep -A 12 -E '^(fatal|failed): ' "$scratch/log" | head -n 40 >&2 || true
+    tail -n 40 "$scratch/log" >&2
+    echo "failed: $1" >&2
+    exit 1
+}
 
 # what the last steps were, and how long they took
 phase() {

@@ -18,7 +18,7 @@ def rows_of(columns, rows=3):
 
 
 def encoded(form, x, columns) -> np.ndarray:
-    out = np.full((len(x), FloatType[form.name.upper()].row_bytes(x.shape[1] if form.block == 32 else columns)), 0xAA)
+    out = np.full((len(x), FloatType[form.name.upper()].row_bytes(columns if form is tags.F32 else x.shape[1])), 0xAA)
     out = out.astype(np.uint8)
     encode(form, x.ctypes.data, x.strides[0], len(x), columns, out.ctypes.data)
     return out
@@ -39,14 +39,21 @@ def test_f32_is_the_bytes_themselves(columns):
     assert np.array_equal(encoded(tags.F32, x, columns).view(np.float32), x[:, :columns])
 
 
-@pytest.mark.parametrize("form", [tags.F32, tags.Q80], ids=lambda form: form.name)
+@pytest.mark.parametrize("columns", [32, 96, 60, 20])
+def test_f16_is_numpys_filled_up_with_zeros(columns):
+    x = rows_of(columns)
+    assert np.array_equal(encoded(tags.F16, x, columns).view(np.float16), x.astype(np.float16))
+
+
+@pytest.mark.parametrize("form", [tags.F32, tags.F16, tags.Q80], ids=lambda form: form.name)
 @pytest.mark.parametrize("columns", [32, 96, 60])
 @pytest.mark.parametrize("nodes", [1, 2, 5])
 def test_sums_are_of_all_parts_in_their_order(form, columns, nodes):
     parts = [encoded(form, rows_of(columns), columns) for _ in range(nodes)]
     expected = np.zeros((3, columns), np.float32)
     for raw in parts:
-        whole = dequantize(raw, FloatType.Q80, -(-columns // 32) * 32) if form is tags.Q80 else raw.view(np.float32)
+        kind = FloatType[form.name.upper()]
+        whole = raw.view(np.float32) if form is tags.F32 else dequantize(raw, kind, -(-columns // 32) * 32)
         expected += whole[:, :columns]
     out = np.full((3, -(-columns // 32) * 32), np.nan, np.float32)
     sources = np.array([raw.ctypes.data for raw in parts])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from weakref import ref
 
 import numpy as np
 
 from dllama.engine.halves import LEAVE, N_TARGETS, run_halves
 from dllama.engine.kv_cache import KVCache
+from dllama.engine.memory import available_bytes
 from dllama.engine.stages import ROW
 from dllama.engine.weights import Source
 from dllama.engine.workspace import ALWAYS, Workspace
@@ -38,10 +40,13 @@ class CpuBackend(Workspace):
         self._with = self.weights.layers, self.weights.experts, self._frozen.records, form
         self._table_now = np.zeros(1, ROW)
         self._run_halves = compiled(run_halves, 0, *self._args(), 0, 0)
-        self._here: list[Passage] = []  # whose values the buffers hold, in this order
+        self._here: list[tuple[ref[Passage], slice]] = []  # whose values the buffers hold, and in which rows
 
     def sequence(self, context: int) -> KVCache:
         return self.sequence_of(context)
+
+    def free_bytes(self) -> int | None:
+        return available_bytes()
 
     def sequence_bytes(self, context: int) -> int:
         return context * 2 * self.n_layers * self.config.n_kv_heads * int(self._step["cache_row"][0])
@@ -82,8 +87,8 @@ class CpuBackend(Workspace):
 
     def _begin(self, passages: Sequence[Passage], came_from: Stop | int) -> int:
         """The passages' values and answers in the buffers, and which half comes next."""
-        if self._here != list(passages):
-            self._put_away([passage for passage in self._here if passage.state is not None])
+        if [passage() for passage, _ in self._here] != list(passages):
+            self._put_away()
             self._take_in(passages)
         for passage, span in zip(passages, _spans(passages), strict=True):
             if passage.answer is not None:
@@ -104,12 +109,13 @@ class CpuBackend(Workspace):
             else:
                 product, (x, out) = passage.state
                 self._x[span], self._left_by(product)[span] = x, out
-        self._here = list(passages)
+        self._here = list(zip(map(ref, passages), _spans(passages), strict=True))
 
-    def _put_away(self, passages: Sequence[Passage]) -> None:
+    def _put_away(self) -> None:
         """Others need the buffers now."""
-        for passage, span in zip(self._here, _spans(self._here), strict=True):
-            if passage in passages:
+        for passage, span in self._here:
+            passage = passage()
+            if passage is not None and passage.state is not None:
                 product, _ = passage.state
                 passage.state = product, (self._x[span].copy(), self._left_by(product)[span].copy())
 
