@@ -70,9 +70,7 @@ def cluster(
         raise click.UsageError("either --workers or --local-workers, not both")
     if cloud_model:
         _check_cloud(workers, local_workers, ratios)
-    names = [name.strip() for value in workers for name in value.split(",") if name.strip()]
-    if workers and not names:
-        raise click.UsageError("--workers names none")
+    names = worker_names(workers)
     _check(len(names) or local_workers, ratios, key_file, insecure)
     if insecure:
         notify("--insecure: nothing is encrypted, and anybody on the network could be the workers")
@@ -89,7 +87,7 @@ def cluster(
         with start as started:
             yield started, nthreads or threads
     elif names:
-        addresses = _addresses(names)
+        addresses = worker_addresses(names)
         key = None if insecure else _key(key_file, addresses[0])
         yield ClusterSettings(addresses, key, ratios, step_timeout=step_timeout), nthreads
     else:
@@ -100,6 +98,11 @@ def _check(workers: int | None, ratios: tuple[float, ...] | None, key_file: str 
     for name, given in (("--ratios", ratios), ("--key-file", key_file), ("--insecure", insecure)):
         if given and not workers:
             raise click.UsageError(f"{name} is for a cluster: it needs --workers or --local-workers")
+    check_ratios(workers, ratios)
+
+
+def check_ratios(workers: int, ratios: tuple[float, ...] | None) -> None:
+    """Raises PlanError where they are not as many as the nodes."""
     if ratios and len(ratios) != workers + 1:
         raise PlanError(
             f"{len(ratios)} ratios for this machine and {workers} {'worker' if workers == 1 else 'workers'}: "
@@ -115,7 +118,15 @@ def _check_cloud(workers: tuple[str, ...], local_workers: int | None, ratios: tu
         raise click.UsageError("--ratios is for a cluster, and --mode privatelora has --edge-layers")
 
 
-def _addresses(names: list[str]) -> tuple[str, ...]:
+def worker_names(values: tuple[str, ...]) -> list[str]:
+    """The workers that --workers names. Raises click.UsageError where it is given and names none."""
+    names = [name.strip() for value in values for name in value.split(",") if name.strip()]
+    if values and not names:
+        raise click.UsageError("--workers names none")
+    return names
+
+
+def worker_addresses(names: list[str]) -> tuple[str, ...]:
     """The workers, all with a port. Raises ClusterError for what is no address, and for the same one twice."""
     from dllama.cluster import address
 

@@ -11,7 +11,9 @@ from pathlib import Path
 import click
 
 from dllama.cli import quantities
+from dllama.cli.cluster_options import check_ratios, worker_addresses, worker_names
 from dllama.cli.live import Live
+from dllama.cli.node_options import Ratios, SeveralValues
 from dllama.cli.notify import Service
 from dllama.cli.options import buffer_float_type, kv_float_type
 from dllama.cli.program import INTERRUPTED
@@ -22,7 +24,7 @@ from dllama.cluster.settings import DEFAULT_PORT
 ANY_HOST = ("", "*", "0.0.0.0", "::")
 
 
-@click.command()
+@click.command(cls=SeveralValues)
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
@@ -63,6 +65,18 @@ ANY_HOST = ("", "*", "0.0.0.0", "::")
     help="With --device: edges to serve at a time.",
 )
 @click.option(
+    "--workers",
+    multiple=True,
+    metavar="HOST[:PORT] ...",
+    help="With --device cpu: share the layers out over this device and the workers that run on these.",
+)
+@click.option(
+    "--ratios",
+    type=Ratios(),
+    metavar="A:B:...",
+    help="With --workers: shares, this device's first, such as 2:1:1. [default: what is fastest]",
+)
+@click.option(
     "--unpack",
     type=click.Choice(["f16", "bf16", "f32"], case_sensitive=False),
     help="With --device cuda: hold the matrices as these floats; faster, and larger. [default: as the file has them]",
@@ -83,8 +97,8 @@ ANY_HOST = ("", "*", "0.0.0.0", "::")
 @click.option("--insecure", is_flag=True, help="Do without a key: anybody who reaches the port can use this device.")
 @click.option("--parent-fd", type=int, hidden=True)
 def worker(
-    port, host, nthreads, memory, model, device, adapters, max_edges, unpack, buffer_float_type, kv_float_type,
-    cache_limit, key_file, insecure, parent_fd,
+    port, host, nthreads, memory, model, device, adapters, max_edges, workers, ratios, unpack, buffer_float_type,
+    kv_float_type, cache_limit, key_file, insecure, parent_fd,
 ) -> None:  # fmt: skip
     """Lend this device to a cluster.
 
@@ -99,14 +113,17 @@ def worker(
       dllama worker --port 9999 --nthreads 3 --memory 2GiB
       dllama worker --model model.m --key-file lab.key
       dllama worker --model model.m --device auto
+      dllama worker --model model.m --device cpu --workers 10.0.0.2 10.0.0.3:9999
 
     With --device it is no part of a cluster but the cloud of PrivateLoRA: it has the model, and works its layers for
-    several edges at once, which are "dllama inference --mode privatelora --workers ..." on other devices.
+    several edges at once, which are "dllama inference --mode privatelora --workers ..." on other devices. With
+    --workers it is the root of a cluster at that: plain workers have slices of these layers, and work them with it.
     """
     if device and not model:
         raise click.UsageError("--device needs --model with it: edges send no weights")
     if adapters and not device:
         raise click.UsageError("--adapter is for the cloud of PrivateLoRA: it needs --device")
+    _check_workers(workers, ratios, device, adapters)
     _end_at_signals()
     if parent_fd is not None:
         _end_with_parent(parent_fd)
@@ -130,7 +147,14 @@ def worker(
 
         settings = CloudSettings(host, port, key, threads, model, adapters, max_edges)
         types = FloatType.parse(buffer_float_type), FloatType.parse(kv_float_type)
-        backend = open_backend(device.lower(), threads, *types, progress.say, unpack)
+        if workers:
+            from dllama.cluster.settings import ClusterSettings
+            from dllama.privatelora.backends.cluster import over_workers
+
+            cluster = ClusterSettings(worker_addresses(worker_names(workers)), key, ratios)
+            backend = over_workers(cluster, threads, *types, progress.say, progress)
+        else:
+            backend = open_backend(device.lower(), threads, *types, progress.say, unpack)
         served = Cloud(settings, backend, progress.say, progress)
         does = f"{served.device}, for edges"
     else:
@@ -159,6 +183,17 @@ def worker(
         served.hub.add(Pulse(service.alive, service.watchdog_seconds / 3))
     service.ready()
     served.serve()
+
+
+def _check_workers(workers: tuple[str, ...], ratios: tuple[float, ...] | None, device: str | None, adapters) -> None:
+    names = worker_names(workers)
+    if names and (device or "").lower() != "cpu":
+        raise click.UsageError("--workers is for a cloud over several devices: it needs --device cpu")
+    if names and adapters:
+        raise click.UsageError("--adapter and --workers: a cloud over several devices makes A and B out of seeds only")
+    if ratios and not names:
+        raise click.UsageError("--ratios is for a cloud over several devices: it needs --workers")
+    check_ratios(len(names), ratios)
 
 
 def _key(key_file: str | None, host: str, port: int):

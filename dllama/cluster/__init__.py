@@ -30,12 +30,14 @@ A node at work:
     job                       a plan as one node gets it
     loading                   its weights made ready, while it goes on talking
     member                    its slice, step by step
+    stack                     the same where it works the cloud's part for edges: sequences, passages, adapters
     mesh                      its links to the other nodes during a step
     all_reduce, direct        sums over all nodes; their parts on the short cut past Python
 
 Who does it:
     worker, preparation       a worker; how it gets ready for a plan
     desk, join                its talk with roots and strangers; its links to the other workers
-    root, recruit, supply     the root; its first words with workers; their jobs and slices
+    root, crew                the root; its nodes, in their plan or lost
+    recruit, supply           its first words with workers; their jobs and slices
     settings, local           how a root reaches its workers; workers on this machine for a try-out
 """

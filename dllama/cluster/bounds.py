@@ -3,6 +3,8 @@
 from typing import NamedTuple
 
 from dllama.cluster.messages import (
+    Adapt,
+    Adapted,
     Answer,
     Beat,
     Bye,
@@ -22,6 +24,7 @@ from dllama.cluster.messages import (
     Open,
     Opened,
     Part,
+    Pass,
     Plan,
     Probe,
     Ready,
@@ -51,7 +54,7 @@ from dllama.privatelora.frozen import MAX_SEED
 from dllama.privatelora.shape import MAX_RANK
 from dllama.targets import TARGETS
 
-PROTOCOL = 3
+PROTOCOL = 4
 """Changes with any message; nodes of different protocols refuse each other."""
 
 MAX_NODES = 256
@@ -113,6 +116,7 @@ PLAN: dict[str, Checker] = {
     "kv_type": one_of(FloatType.F32, FloatType.F16, FloatType.Q80),
     "context": integer(1, MAX_SEQ_LEN),
     "adapters": listing(listing(integer(0, MAX_RANK), MAX_LAYERS * len(TARGETS)), MAX_ADAPTERS),
+    "stack": boolean,  # whether the nodes run it in halves, for edges
     "step_timeout": real(1e-3, 1e6),  # seconds until a node that does not answer counts as lost
     "model_digest": DIGEST,
     "model_name": text(255),  # for people
@@ -120,6 +124,16 @@ PLAN: dict[str, Checker] = {
 """Keys of the plan that a worker gets. Shares are [heads, ffn_blocks, vocab, sum_blocks], one for each node; of each
 adapter the plan has the rank in each layer for each target."""
 
+
+SHAPE: dict[str, Checker] = {
+    **dict.fromkeys(("r_c2d", "r_d2c"), integer(1, MAX_RANK)),
+    "targets": listing(one_of(*TARGETS), len(TARGETS)),
+    "layers": listing(integer(0, MAX_LAYERS - 1), MAX_LAYERS),
+}
+"""Keys of what an edge's adapter is like."""
+
+SEEDED: dict[str, Checker] = {**SHAPE, "seed": integer(0, MAX_SEED), "worked": span(MAX_LAYERS)}
+"""Keys of an adapter that each node makes itself, for the layers that are worked."""
 
 SESSION: dict[str, Checker] = {
     "model_digest": DIGEST,
@@ -129,9 +143,7 @@ SESSION: dict[str, Checker] = {
     "adapter": optional(
         mapping(
             {
-                **dict.fromkeys(("r_c2d", "r_d2c"), integer(1, MAX_RANK)),
-                "targets": listing(one_of(*TARGETS), len(TARGETS)),
-                "layers": listing(integer(0, MAX_LAYERS - 1), MAX_LAYERS),
+                **SHAPE,
                 "fingerprint": text(64),
                 "seed": optional(integer(0, MAX_SEED)),  # None: the cloud has A and B in a file
             }
@@ -230,4 +242,17 @@ SCHEMA: dict[type, Kind] = {
     Low: Kind(23, {"step": COUNT, "layer": COUNT, "product": integer(0, 3)}, payload=1 << 26),
     Answer: Kind(24, {"step": COUNT, "layer": COUNT, "product": integer(0, 3)}, payload=1 << 26),
     Leave: Kind(25, {"step": COUNT, "inference_us": BYTES}, payload=1 << 26, must_have_payload=False),
+    Pass: Kind(
+        26,
+        {
+            **dict.fromkeys(("epoch", "step"), COUNT),
+            **dict.fromkeys(("start", "stop"), row(integer(0, MAX_LAYERS), integer(-1, 3))),
+            "passages": listing(row(COUNT, integer(-1, 1 << 32), integer(1, MAX_SEQ_LEN)), MAX_ITEMS),
+            "rows": listing(row(COUNT, integer(0, MAX_SEQ_LEN), *(integer(1, MAX_SEQ_LEN),) * 2), MAX_ITEMS),
+            **dict.fromkeys(("freed", "ended"), listing(COUNT, MAX_ITEMS)),
+        },
+        payload=1 << 26,
+    ),
+    Adapt: Kind(27, {"epoch": COUNT, "number": COUNT, "adapter": optional(mapping(SEEDED))}),
+    Adapted: Kind(28, {"epoch": COUNT, "number": COUNT, "problem": optional(text(MAX_TEXT))}),
 }

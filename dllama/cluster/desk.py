@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -10,6 +11,9 @@ from dllama.cluster import wire
 from dllama.cluster.hub import Hub
 from dllama.cluster.links import Link, LinkLost
 from dllama.cluster.listener import Listener, Peer
+
+MOST_LATER = 1000
+"""Messages of the root that wait for the end of a pass."""
 
 
 class RootGone(Exception):
@@ -37,6 +41,7 @@ class Desk:
         self.root: Peer | None = None
         self.joined: dict[tuple[int, int], Peer] = {}
         self.session = b""
+        self._later: deque[tuple] = deque()  # what the root has said during a pass, of the next ones
         self._caller: tuple[Peer, wire.Hello] | None = None  # came when the root before it had just gone
         self._listener, self._welcome, self._notify = listener, welcome, notify
 
@@ -53,6 +58,7 @@ class Desk:
         """Nothing of it is left: the next one may come."""
         _answer(self.root, wire.Bye())
         self.root, self.session, self.joined = None, b"", {}
+        self._later.clear()
 
     def tell(self, message, *payload) -> None:
         """Sends something to the root. Raises RootGone."""
@@ -61,14 +67,21 @@ class Desk:
         except LinkLost as lost:
             raise RootGone(f"the root is lost: {lost.reason}") from None
 
-    def next(self, keep: Callable = lambda source, message, frames: None) -> tuple:
+    def next(
+        self,
+        keep: Callable = lambda source, message, frames: None,
+        look: Callable[[], float | None] = lambda: None,
+    ) -> tuple:
         """What the root says next: message and payload. Raises RootGone.
 
-        ``keep(source, message, frames)`` is called with what others say of a step meanwhile.
+        ``keep(source, message, frames)`` is called with what others say of a step meanwhile; ``look()`` now and then:
+        it returns in how many milliseconds it wants to be called again, None where the next message is soon enough.
         """
+        if self._later:
+            return self._later.popleft()
         while True:
             try:
-                received = self.receive(None)
+                received = self.receive(look())
             except LinkLost:
                 continue  # another worker's; who needs the link will notice
             if received is None:
@@ -124,7 +137,12 @@ class Desk:
             raise RootGone("the root has left")
         if type(message) is wire.Probe:
             _answer(self.root, message)
+        elif type(message) in (wire.Pass, wire.Adapt):  # a root waits for no node's end of a pass
+            if len(self._later) == MOST_LATER:
+                raise RootGone("the root asks for more than can be done")
+            self._later.append((message, payload))
         elif type(message) is not wire.Beat:
+            self._later.clear()
             raise Superseded(message, payload)
 
     def _greet(self, source: Peer, message: wire.Hello) -> None:

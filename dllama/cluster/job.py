@@ -40,6 +40,7 @@ class Job:
     model_digest: bytes
     model_name: str
     adapters: tuple[tuple[int, ...], ...] = ()  # of each the ranks, layer by layer and target by target
+    stack: bool = False  # whether it runs the decoder stack in halves, for the edges of PrivateLoRA
 
     @property
     def share(self) -> Share:
@@ -86,11 +87,12 @@ class Job:
         model_digest: bytes,
         model_name: str,
         adapters: tuple[tuple[int, ...], ...] = (),
+        stack: bool = False,
     ) -> Job:
         """A node's part of a plan that the root has made."""
         names = ("", *(node.name for node in plan.nodes[1:]))
         how = plan.form, plan.buffer_type, plan.kv_type, plan.context
-        return cls(epoch, index, plan.shares, names, *how, step_timeout, model_digest, model_name, adapters)
+        return cls(epoch, index, plan.shares, names, *how, step_timeout, model_digest, model_name, adapters, stack)
 
     def message(self) -> wire.Plan:
         """What the root sends."""
@@ -104,6 +106,7 @@ class Job:
             "kv_type": int(self.kv_type),
             "context": self.context,
             "adapters": list(map(list, self.adapters)),
+            "stack": self.stack,
             "step_timeout": self.step_timeout,
             "model_digest": self.model_digest,
             "model_name": wire.line(self.model_name)[:255],
@@ -132,6 +135,7 @@ class Job:
             plan["model_digest"],
             plan["model_name"],
             tuple(map(tuple, plan["adapters"])),
+            plan["stack"],
         )
         job._check(len(plan["shares"]))
         return job
@@ -161,6 +165,8 @@ class Job:
             raise PlanError("an adapter has a rank for each target of each layer")
         if config.arch.has_experts and self.ranks[..., [NUMBERS[name] for name in DENSE]].any():
             raise PlanError("an adapter for a mixture of experts leaves the experts alone")
+        if self.stack and self.adapters:
+            raise PlanError("the adapters of a stack are no part of the plan")
 
 
 def _spans(share: Share) -> list[list[int]]:

@@ -12,6 +12,9 @@ from dllama.engine.forward import Forward
 from dllama.engine.weights import Source
 from dllama.kernels import tags
 from dllama.kernels.team import Team
+from dllama.privatelora.backends.cpu import CpuBackend
+
+Made = Forward | CpuBackend
 
 
 class GivenUp(Exception):
@@ -19,7 +22,8 @@ class GivenUp(Exception):
 
 
 class Loading:
-    """A job's `Forward`, in the making, until it is given up. Its adapters are still to be filled.
+    """A job's `Forward`, or where it is for a stack its `CpuBackend`, in the making, until it is given up. Adapters of
+    the job are still to be filled.
 
     notify: called with a line where it has to compile first; progress: called with the bytes done and in all, from the
     thread. The team is in use until the thread has ended.
@@ -35,7 +39,7 @@ class Loading:
     ):
         self._progress = progress
         self._given_up = False
-        self._made: Forward | None = None
+        self._made: Made | None = None
         self._error: BaseException | None = None
         args = job, source, team, notify
         self.thread = threading.Thread(target=self._run, args=args, name="dllama-load", daemon=True)
@@ -45,7 +49,7 @@ class Loading:
         """Ends it at the next tensor; what is being compiled is compiled to the end."""
         self._given_up = True
 
-    def result(self) -> Forward:
+    def result(self) -> Made:
         """Waits for its end, and gives away what it made. Raises what loading raised."""
         self.thread.join()
         if self._error is not None:
@@ -59,6 +63,10 @@ class Loading:
     def _run(self, job: Job, source: Source, team: Team, notify: Callable[[str], None]) -> None:
         act, cache = (tags.BY_NAME[kind.name.lower()] for kind in (job.buffer_type, job.kv_type))
         try:
+            if job.stack:
+                with compiling(job.share.config, job.buffer_type, job.kv_type, notify, halves=True):
+                    self._made = CpuBackend(source, team, act, cache, self._tell, job.share.shape, job.share.slices)
+                return
             adapters = AdapterWeights(job.ranks, source) if job.adapters else None
             with compiling(job.share.config, job.buffer_type, job.kv_type, notify, bool(job.adapters)):
                 self._made = Forward(source, team, act, cache, job.context, self._tell, job.share.shape, adapters)

@@ -167,6 +167,10 @@ class Mesh:
         while (received := self._received(0)) is not None:
             self._understand(received)
 
+    def heard(self, node: int, since: float) -> float:
+        """When a node last said anything while it was listened to, by `time.monotonic`, ``since`` at the earliest."""
+        return max(since, self._heard[node])
+
     def number(self, endpoint: Endpoint) -> int | None:
         """The node at the other end."""
         return self._numbers.get(endpoint)

@@ -194,3 +194,37 @@ class Leave(NamedTuple):
 
     step: int
     inference_us: int  # that the cloud was at work for it
+
+
+class Pass(NamedTuple):
+    """root -> worker: take passages of edges' steps on, all of them from the same place to the same place. Payload:
+    what enters the layers, or the edges' answers.
+
+    A place is a layer and a product, at whose stop they are, or a layer and -1: in front of it they enter or leave.
+    """
+
+    epoch: int
+    step: int  # and the next number too: parts of A·x have that one
+    start: tuple[int, int]
+    stop: tuple[int, int]
+    passages: Sequence[tuple[int, int, int]]  # number, number of the adapter, rows
+    rows: Sequence[tuple[int, int, int, int]]  # of those that enter: runs of sequence, first position, count, context
+    freed: Sequence[int]  # sequences that nobody needs any more
+    ended: Sequence[int]  # and passages
+
+
+class Adapt(NamedTuple):
+    """root -> worker: make the adapter of this number ready, out of its seed, or free it where there is none.
+    ``adapter`` is a dict with the keys of SEEDED."""
+
+    epoch: int
+    number: int
+    adapter: dict | None
+
+
+class Adapted(NamedTuple):
+    """worker -> root: the adapter is ready, or why it cannot be."""
+
+    epoch: int
+    number: int
+    problem: str | None

@@ -15,13 +15,13 @@ from dllama.cluster.digest import slice_label, slice_name, unchanged
 from dllama.cluster.job import Job
 from dllama.cluster.join import Joining
 from dllama.cluster.links import LinkLost
-from dllama.cluster.loading import Loading
+from dllama.cluster.loading import Loading, Made
 from dllama.cluster.member import Member
 from dllama.cluster.mesh import Mesh
 from dllama.cluster.slice_cache import SliceCache
 from dllama.cluster.slices import ModelSlice, StoredSlice
+from dllama.cluster.stack import StackMember
 from dllama.cluster.transfer import CHUNK_BYTES, chunk_digest
-from dllama.engine.forward import Forward
 from dllama.engine.memory import available_bytes, in_units
 from dllama.engine.weights import Source
 from dllama.errors import DllamaError
@@ -61,19 +61,20 @@ class Preparation:
         self._notify, self._progress = notify, progress
         self._thread: threading.Thread | None = None  # loads; may go on for a while after nobody wants it any more
 
-    def member(self, job: Job, joining: Joining) -> Member:
-        """Ready to run the job's steps, as the root is told. Raises Unable, NodeLost, Superseded, RootGone."""
+    def member(self, job: Job, joining: Joining) -> Member | StackMember:
+        """Ready to run the job's steps, or a stack's passes, as the root is told. Raises Unable, NodeLost, Superseded,
+        RootGone."""
         mesh = Mesh(self._desk.hub, joining.endpoints(), job.epoch, job.step_timeout, self._desk.other)
         if self._thread is not None:  # of an earlier plan: until it ends it has the team, and memory
             self._watch(job, "loading weights", lambda: (0, 1), lambda: not self._thread.is_alive())
         self._check_memory(job)
         source = self._slice(job)
         start = time.perf_counter()
-        forward = self._load(job, source)
-        if forward.adapters is not None:
+        made = self._load(job, source)
+        if job.adapters:
             self._desk.tell(wire.NeedAdapters(job.epoch))
-            forward.adapters.fill(self._adapters(job, forward.adapters.nbytes))
-        member = Member(job, forward, mesh)
+            made.adapters.fill(self._adapters(job, made.adapters.nbytes))
+        member = StackMember(job, made, mesh) if job.stack else Member(job, made, mesh)
         self._notify(f"ready: {job.describe()}")
         self._desk.tell(wire.Ready(job.epoch, (time.perf_counter() - start) * 1e3))
         return member
@@ -146,7 +147,7 @@ class Preparation:
             self._desk.tell(wire.Got(job.epoch, message.index))
             self._progress("receiving adapters", done, nbytes)
 
-    def _load(self, job: Job, source: Source) -> Forward:
+    def _load(self, job: Job, source: Source) -> Made:
         """The weights made ready. The root is told how far it is, and may change its mind."""
         figures = 0, 1
 

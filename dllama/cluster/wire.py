@@ -12,6 +12,8 @@ import msgpack
 from dllama import __version__
 from dllama.cluster.bounds import MAX_ITEMS, MAX_PLAN_HEADER, MAX_TEXT, PROTOCOL, SCHEMA, Kind
 from dllama.cluster.messages import (  # noqa: F401 - whoever talks gets them from here
+    Adapt,
+    Adapted,
     Answer,
     Beat,
     Bye,
@@ -31,6 +33,7 @@ from dllama.cluster.messages import (  # noqa: F401 - whoever talks gets them fr
     Open,
     Opened,
     Part,
+    Pass,
     Plan,
     Probe,
     Ready,

@@ -21,12 +21,17 @@ from dllama.cluster.member import Member
 from dllama.cluster.mesh import NodeLost
 from dllama.cluster.preparation import Preparation, Unable
 from dllama.cluster.slice_cache import SliceCache
+from dllama.cluster.stack import StackMember
 from dllama.engine.candidates import pack
 from dllama.engine.speed import read_speed
 from dllama.errors import DllamaError
 from dllama.formats import ModelFile
 from dllama.kernels import jit
 from dllama.kernels.team import Team
+
+LOOK_MS = 20
+"""How often a worker that makes adapters for a stack looks whether they are ready, and tells that it is still there."""
+WORK = (wire.Step, wire.Pass, wire.Adapt)
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ class Worker:
         )
         self._job: Job | None = None
         self._joining: Joining | None = None
-        self._member: Member | None = None
+        self._member: Member | StackMember | None = None
 
     @property
     def port(self) -> int:
@@ -96,11 +101,11 @@ class Worker:
     def _serve(self, wish: tuple | None) -> tuple | None:
         """Does what the root asks, or asks next; returns what it wants instead, where it changes its mind meanwhile."""
         try:
-            message, payload = wish or self._desk.next(self._keep)
+            message, payload = wish or self._desk.next(self._keep, self._look)
             if type(message) is wire.Plan:
                 self._prepare(message)
-            elif type(message) is wire.Step and self._member is not None and message.epoch == self._job.epoch:
-                self._step(message, payload)
+            elif type(message) in WORK and self._member is not None and message.epoch == self._job.epoch:
+                self._work(message, payload[0] if payload else b"")
             return None
         except Superseded as by:
             return by.message, by.payload
@@ -126,13 +131,21 @@ class Worker:
         self._joining = Joining(self._desk, self._job, self._settings.key)
         self._member = self._preparation.member(self._job, self._joining)
 
-    def _step(self, message: wire.Step, payload) -> None:
+    def _work(self, message, payload) -> None:
         try:
-            candidates, cost = self._member.step(message, payload[0] if payload else b"")
+            if type(message) is wire.Step and not self._job.stack:
+                self._step(message, payload)
+            elif type(message) is wire.Pass and self._job.stack:
+                self._member.run(message, payload)
+            elif type(message) is wire.Adapt and self._job.stack:
+                self._member.adapt(message)
         except NodeLost:
             raise
         except (ValueError, DllamaError) as error:
             raise Unable(f"the step cannot be run: {error}") from None
+
+    def _step(self, message: wire.Step, payload) -> None:
+        candidates, cost = self._member.step(message, payload)
         packed = [pack(found) for found in candidates]
         answer = wire.Candidates(
             message.epoch,
@@ -151,6 +164,15 @@ class Worker:
         if node is not None and type(message) is wire.Part and message.epoch == self._job.epoch:
             self._member.mesh.keep(node, message, frames)
 
+    def _look(self) -> float | None:
+        """Tells the root what has become of adapters for a stack; when to look again, in milliseconds."""
+        if self._member is None or not self._job.stack or not self._member.is_loading:
+            return None
+        for adapted in self._member.adapted():
+            self._desk.tell(adapted)
+        self._desk.tell(wire.Beat())
+        return LOOK_MS
+
     def _welcome(self) -> wire.Welcome:
         return wire.Welcome(
             wire.PROTOCOL,
@@ -167,4 +189,6 @@ class Worker:
         """Frees the slice and the links of a plan."""
         if self._joining is not None:
             self._joining.close()
+        if isinstance(self._member, StackMember):
+            self._member.close()
         self._job = self._joining = self._member = None

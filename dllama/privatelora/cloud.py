@@ -25,7 +25,7 @@ from dllama.errors import DllamaError
 from dllama.formats import ModelFile
 from dllama.kernels import jit
 from dllama.privatelora.adapter import CloudAdapter, read_cloud
-from dllama.privatelora.backends import Backend
+from dllama.privatelora.backends import Backend, Restarted
 from dllama.privatelora.schedule import Costs, choose
 from dllama.privatelora.session import NO_ADAPTER, Session, Unfit, adapter_of
 from dllama.privatelora.settings import BUSY
@@ -211,6 +211,7 @@ class Cloud:
 
     def _number(self, adapter: CloudAdapter | None, layers: range) -> int:
         """The backend's number for an adapter, which several sessions may share. Runs in the loader's thread."""
+        self._backend.prepare()
         if adapter is None:
             return NO_ADAPTER
         entry = self._adapters.get((adapter.fingerprint, layers))
@@ -266,6 +267,9 @@ class Cloud:
                 streams = self._backend.finish(passages, came_from, to)
             else:
                 self._backend.run(passages, came_from, to, send)
+        except Restarted as error:
+            self._begin_anew(error)
+            return
         except (DllamaError, MemoryError) as error:
             for session in group:
                 self._refuse(peers[session], str(error) or "not enough memory")
@@ -293,6 +297,12 @@ class Cloud:
                 del self._openings[peer]
                 try:
                     number = opening.number.result()
+                except Restarted as error:
+                    self._begin_anew(error)
+                    layers = range(*opening.session["layers"])
+                    opening.number = self._loader.submit(self._number, opening.adapter, layers)
+                    self._openings[peer] = opening
+                    return
                 except (DllamaError, MemoryError) as error:
                     self._refuse(peer, str(error) or "not enough memory")
                     continue
@@ -309,6 +319,11 @@ class Cloud:
             idle = peer not in self._sessions and peer not in self._openings
             if idle and now > since + self._settings.step_timeout:
                 self._refuse(peer, "it asked for nothing")
+
+    def _begin_anew(self, why: Restarted) -> None:
+        """The backend has nothing of the edges any more: they come again, and run their texts again."""
+        for peer in [*self._sessions, *self._openings]:
+            self._refuse(peer, f"{BUSY}: {why}")
 
     def _refuse(self, peer: Peer, reason: str) -> None:
         """Tells an edge, or whoever it is, and forgets it."""

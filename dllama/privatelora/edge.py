@@ -211,7 +211,7 @@ class EdgeEngine:
                 raise self._fault(f"{type(message).__name__}, which nobody waits for")
 
     def _next(self, meter: _Meter, patience: float) -> tuple:
-        """What the cloud says next. Raises LinkLost, and ClusterError where it refuses."""
+        """What the cloud says next. Raises LinkLost, and ClusterError where it refuses for good."""
         frames = meter.receive(patience * 1000)
         if frames is None:
             raise LinkLost(meter.link, f"no answer for {patience:g} s")
@@ -219,6 +219,8 @@ class EdgeEngine:
             message, payload = wire.decode(frames)
         except wire.WireError as error:
             raise self._fault(f"what is no message: {error}") from None
+        if type(message) is wire.Refuse and message.reason.startswith(BUSY):
+            raise LinkLost(meter.link, message.reason)
         if type(message) is wire.Refuse:
             raise ClusterError(f"cloud {self._settings.cloud}: {message.reason}")
         return message, payload
@@ -281,12 +283,9 @@ class EdgeEngine:
         while True:
             try:
                 return self._connect(min(self._settings.connect_timeout, max(0.1, end - time.monotonic())))
-            except ClusterError as error:
-                if not isinstance(error, LinkLost) and BUSY not in str(error):  # perhaps with what we left there
-                    raise
+            except LinkLost as lost:  # or it is busy, perhaps with what we left there
                 if time.monotonic() > end:
-                    reason = error.reason if isinstance(error, LinkLost) else error
-                    raise ClusterError(f"cloud {self._settings.cloud} is not back: {reason}") from None
+                    raise ClusterError(f"cloud {self._settings.cloud} is not back: {lost.reason}") from None
             time.sleep(AGAIN_SECONDS)
 
     def _replay(self) -> None:

@@ -107,7 +107,18 @@ def test_what_a_cloud_cannot_start_with(embedded, adapter, tmp_path):
     run = ("worker", "--host", "127.0.0.1", "--port", "0", "--insecure", "--nthreads", "1")
     assert "--device needs --model with it: edges send no weights" in fails(*run, "--device", "cpu", status=2)
     assert "--adapter is for the cloud of PrivateLoRA: it needs --device" in fails(*run, "--adapter", "x", status=2)
-    here = (*run, "--device", "cpu", "--model", embedded.model, "--adapter")
+    assert "--workers is for a cloud over several devices: it needs --device cpu" in fails(
+        *run, "--model", embedded.model, "--device", "auto", "--workers", "a", status=2
+    )
+    cpu = (*run, "--device", "cpu", "--model", embedded.model)
+    assert "over several devices makes A and B out of seeds only" in fails(
+        *cpu, "--workers", "a", "b", "--adapter", "x", status=2
+    )
+    assert "--ratios is for a cloud over several devices" in fails(*cpu, "--ratios", "1:1", status=2)
+    assert fails(*cpu, "--workers", "127.0.0.1:1", "--ratios", "1:1:1") == (
+        "3 ratios for this machine and 1 worker: each needs one, this machine's first"
+    )
+    here = (*cpu, "--adapter")
     swapped = adapter / EDGE_FILE
     assert fails(*here, swapped) == (
         f"{swapped}: this is the edge's half (M), where the cloud's half (A and B) belongs"

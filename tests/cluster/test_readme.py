@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from dllama import cluster
-from dllama.cluster import bounds, join, links, mesh, recruit, root, settings, sockets, supply, wire
+from dllama.cluster import bounds, crew, join, links, mesh, recruit, settings, sockets, supply, wire
 from dllama.engine import workspace
 from tests.cluster.models import TINY
 
@@ -57,7 +57,7 @@ def test_times_and_sizes():
         f"to all others every {mesh.BEAT_SECONDS:g} s",
         f"for {mesh.SILENT_SECONDS:g} s",
         f"| heartbeats | at most {(sockets.HEARTBEAT_MS + sockets.SILENCE_MS) / 1000:g} s |",
-        f"| {root.WORKERS_PATIENCE * step:g} s, the root {step:g} s (`--step-timeout`) |",
+        f"| {crew.WORKERS_PATIENCE * step:g} s, the root {step:g} s (`--step-timeout`) |",
         f"| the root | {supply.SILENCE_SECONDS:g} s |",
         f"| both | {join.JOIN_SECONDS:g} s |",
         f"| the listener | {sockets.HANDSHAKE_MS / 1000:g} s |",

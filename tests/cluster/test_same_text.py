@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dllama import Llama, SamplerSettings
-from dllama.cluster import key, root
+from dllama.cluster import crew, key
 from dllama.cluster.settings import ClusterSettings
 from dllama.cluster.traffic import Form
 from dllama.errors import ClusterError
@@ -31,14 +31,14 @@ def form(monkeypatch):
     """``form(Form.SCATTER)`` makes every plan take that form."""
 
     def force(form: Form) -> None:
-        make_plan = root.make_plan
+        make_plan = crew.make_plan
 
         def forced(*args, **options):
             plan = make_plan(*args, **options)
             vars(plan)["form"] = form
             return plan
 
-        monkeypatch.setattr(root, "make_plan", forced)
+        monkeypatch.setattr(crew, "make_plan", forced)
 
     return force
 

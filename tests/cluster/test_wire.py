@@ -25,6 +25,7 @@ PLAN = {
     "kv_type": 1,
     "context": 128,
     "adapters": ((4,) * 14, (0, 8) * 7),
+    "stack": False,
     "step_timeout": 10.0,
     "model_digest": ID,
     "model_name": "small.m",
@@ -34,6 +35,7 @@ ADAPTER = {
     "r_c2d": 16, "r_d2c": 24, "targets": ("q", "down"), "layers": (0, 3), "fingerprint": "5f" * 32,
     "seed": (1 << 64) - 1,
 }  # fmt: skip
+SEEDED = {"r_c2d": 16, "r_d2c": 24, "targets": ("q", "down"), "layers": (0, 3), "seed": 7, "worked": (1, 30)}
 OPEN = {"model_digest": ID, "layers": (1, 30), "context": 4096, "form": 3}
 
 MESSAGES = (
@@ -64,6 +66,11 @@ MESSAGES = (
     wire.Low(7, 31, 0),
     wire.Answer(7, 31, 3),
     wire.Leave(7, 80_000),
+    wire.Pass(1, 100, (0, -1), (3, 1), ((5, 2, 12), (6, -1, 1)), ((1, 0, 12, 4096), (2, 5, 1, 128)), (3,), (4,)),
+    wire.Adapt(1, 2, SEEDED),
+    wire.Adapt(1, 2, None),
+    wire.Adapted(1, 2, None),
+    wire.Adapted(1, 2, "not enough memory"),
 )
 
 
@@ -217,7 +224,7 @@ def test_random_bytes(frames):
     refused_or_sound(frames)
 
 
-@given(st.integers(0, 20), st.lists(JSON, max_size=9), st.lists(st.binary(max_size=9), max_size=2))
+@given(st.integers(0, len(SCHEMA) + 1), st.lists(JSON, max_size=9), st.lists(st.binary(max_size=9), max_size=2))
 def test_sound_msgpack_of_random_values(kind, fields, payload):
     refused_or_sound([msgpack.packb([kind, *fields]), *payload])
 

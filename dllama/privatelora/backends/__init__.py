@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from dllama.errors import DllamaError
 from dllama.formats import ModelConfig
 from dllama.privatelora.adapter import CloudAdapter
 from dllama.privatelora.passage import Passage, Stop
@@ -15,14 +16,21 @@ MAX_ROWS = 128
 """Of all passages that are run together."""
 
 
+class Restarted(DllamaError):
+    """The backend has lost part of itself, and with it all sequences, passages and adapters: why."""
+
+
 class Backend(Protocol):
-    """A decoder stack that stops for the edges.
+    """A decoder stack that stops for the edges. Anything may raise `Restarted`.
 
     config: the model's;  device: its name, for people
     """
 
     config: ModelConfig
     device: str
+
+    def prepare(self) -> None:
+        """Before an edge's session: gets ready again what is not. From the thread that adapters come and go in."""
 
     def sequence(self, context: int) -> Any:
         """An empty sequence with room for so many positions. What it takes is freed with it."""

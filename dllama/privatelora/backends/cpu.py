@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 from weakref import ref
 
 import numpy as np
 
-from dllama.engine.halves import LEAVE, N_TARGETS, run_halves
+from dllama.engine.adapter_weights import NUMBERS
+from dllama.engine.halves import DOWN, LEAVE, N_TARGETS, OUT, UP, run_halves
 from dllama.engine.kv_cache import KVCache
 from dllama.engine.memory import available_bytes
+from dllama.engine.shape import NodeShape
 from dllama.engine.stages import ROW
 from dllama.engine.weights import Source
 from dllama.engine.workspace import ALWAYS, Workspace
@@ -20,9 +23,27 @@ from dllama.privatelora.adapter import CloudAdapter
 from dllama.privatelora.frozen_weights import FrozenWeights
 from dllama.privatelora.passage import Passage, Stop
 
+SPLIT = {OUT: "o", DOWN: "down"}
+"""Products of whose inputs the nodes of a cluster have a part each, and their targets: so A·x and the product are
+summed over the nodes."""
+
+
+class Sums(Protocol):
+    """Sums over all nodes of a cluster, in place of each node's part: rows of floats at an address, ``stride`` bytes
+    apart. What they raise ends the pass."""
+
+    def y(self, x: int, stride: int, rows: int) -> None:
+        """Of a product, [rows, dim]."""
+
+    def low(self, x: int, stride: int, rows: int, width: int) -> None:
+        """Of A·x, [rows, width]."""
+
 
 class CpuBackend(Workspace):
-    """See `Backend`. ``act``, ``cache``: as in `Workspace`."""
+    """See `Backend`. ``act``, ``cache``: as in `Workspace`. A node of a cluster has a slice for a source; ``shape``:
+    the slice's; ``slices``: rows and columns that it has of each kind of the model's matrices. Its passes need
+    ``sums``.
+    """
 
     def __init__(
         self,
@@ -31,16 +52,23 @@ class CpuBackend(Workspace):
         act: tags.Tag,
         cache: tags.Tag,
         progress: Callable[[int, int], None] = lambda done, total: None,
+        shape: NodeShape | None = None,
+        slices: Mapping[str, tuple[range, range]] | None = None,
     ):
         config = source.config
-        super().__init__(source, team, act, cache, config.seq_len, progress, ends=False, low_width=config.dim)
+        super().__init__(source, team, act, cache, config.seq_len, progress, shape, ends=False, low_width=config.dim)
         self.device = f"cpu, {team.nthreads} threads, {jit.ISA.name} kernels"
         form = tags.F32 if act is tags.F32 else tags.F16
-        self._frozen = FrozenWeights(config, form)
+        self._frozen = FrozenWeights(config, form, slices)
         self._with = self.weights.layers, self.weights.experts, self._frozen.records, form
         self._table_now = np.zeros(1, ROW)
         self._run_halves = compiled(run_halves, 0, *self._args(), 0, 0)
+        parts = (OUT, UP) if config.arch.has_experts else (OUT, DOWN)
+        self._parts = {2 * product + 1 for product in parts}  # halves of a layer that leave a part of a sum in y
         self._here: list[tuple[ref[Passage], slice]] = []  # whose values the buffers hold, and in which rows
+
+    def prepare(self) -> None:
+        """It always is."""
 
     def sequence(self, context: int) -> KVCache:
         return self.sequence_of(context)
@@ -49,7 +77,7 @@ class CpuBackend(Workspace):
         return available_bytes()
 
     def sequence_bytes(self, context: int) -> int:
-        return context * 2 * self.n_layers * self.config.n_kv_heads * int(self._step["cache_row"][0])
+        return context * 2 * self.n_layers * self.shape.n_kv_heads * int(self._step["cache_row"][0])
 
     def add(self, adapter: CloudAdapter, layers: range) -> int:
         return self._frozen.add(adapter, layers)
@@ -63,27 +91,45 @@ class CpuBackend(Workspace):
         came_from: Stop | int,
         to: Stop,
         send: Callable[[Sequence[np.ndarray]], None],
+        sums: Sums | None = None,
     ) -> None:
         first, last = self._begin(passages, came_from), _half(to)
         args = self._args()
         with self.team.led(self._run_halves, *args, 0, ALWAYS):
-            self._run_halves(0, *args, first, last + 1)
+            self._work(args, first, last + 1, sums)
+            if sums is not None and to.product in SPLIT:
+                self._sum_low(to, sums)
             send([self._low[span, : N_TARGETS[to.product]] for span in _spans(passages)])
-            self._run_halves(0, *args, last + 1, last + 2)
+            self._work(args, last + 1, last + 2, sums)
         for passage in passages:
             passage.state = to.product, None
 
-    def finish(self, passages: Sequence[Passage], came_from: Stop | int, layer: int) -> list[np.ndarray]:
+    def finish(
+        self, passages: Sequence[Passage], came_from: Stop | int, layer: int, sums: Sums | None = None
+    ) -> list[np.ndarray]:
         first = self._begin(passages, came_from)
         args = self._args()
         with self.team.led(self._run_halves, *args, 0, ALWAYS):
-            self._run_halves(0, *args, first, 8 * layer)
+            self._work(args, first, 8 * layer, sums)
             self._run_halves(0, *args, LEAVE + layer, LEAVE + layer + 1)
         self._here = []
         return [self._x[span, : self.config.dim].copy() for span in _spans(passages)]
 
     def _args(self) -> tuple:
         return *self._formats, self._step, *self._with, self._table_now
+
+    def _work(self, args: tuple, first: int, last: int, sums: Sums | None) -> None:
+        """Halves ``first`` up to ``last``, and the sums over all nodes of what they leave parts of."""
+        for half in range(first, last) if sums is not None else ():
+            if half % 8 in self._parts:
+                self._run_halves(0, *args, first, half + 1)
+                sums.y(int(self._step["y"][0]), int(self._step["x_stride"][0]), len(self._table_now))
+                first = half + 1
+        self._run_halves(0, *args, first, last)
+
+    def _sum_low(self, stop: Stop, sums: Sums) -> None:
+        ranks = self._frozen.records["a_rank"][self._table_now["adapter"], stop.layer, NUMBERS[SPLIT[stop.product]]]
+        sums.low(int(self._step["low"][0]), int(self._step["low_stride"][0]), len(ranks), int(ranks.max()))
 
     def _begin(self, passages: Sequence[Passage], came_from: Stop | int) -> int:
         """The passages' values and answers in the buffers, and which half comes next."""

@@ -70,6 +70,9 @@ class TorchBackend:
         self._here: list[tuple[ref[Passage], slice]] = []  # whose values the buffers hold, and in which rows
         self._plan: Plan | None = None  # theirs
 
+    def prepare(self) -> None:
+        """It always is."""
+
     def sequence(self, context: int) -> pages.Sequence:
         return pages.Sequence(self._stack.pool, context)
 
