@@ -65,10 +65,25 @@ boot() {
         chown -R --reference="$place/root/home/pi" "$place/root/home/pi/.ssh"
         touch "$place/root/var/lib/apt/lists" # fresh: apt need not ask its mirror
     fi
-    systemd-nspawn --quiet -D "$place/root" --machine="$name" --register=no --keep-unit --network-bridge=dllama0 \
-        --console=pipe "${@:3}" --boot >>"$place/console" 2>&1 </dev/null &
+    (
+        # Each in a control group of its own: else their systemds would take each other's groups for theirs.
+        for_groups "$name" enter_group
+        exec systemd-nspawn --quiet -D "$place/root" --machine="$name" --register=no --keep-unit \
+            --network-bridge=dllama0 --console=pipe "${@:3}" --boot
+    ) >>"$place/console" 2>&1 </dev/null &
     echo $! >"$place/pid"
 }
+
+# for_groups NAME FUNCTION: calls the function with the machine's control group in each of systemd's hierarchies.
+for_groups() {
+    local hierarchy
+    for hierarchy in /sys/fs/cgroup{,/systemd,/unified}; do
+        [ ! -w "$hierarchy/cgroup.procs" ] || "$2" "$hierarchy/dllama-$1"
+    done
+}
+
+enter_group() { mkdir -p "$1" && echo "$BASHPID" >"$1/cgroup.procs"; }
+leave_group() { find "$1" -depth -type d -exec rmdir {} + 2>/dev/null || true; }
 
 # halt NAME: shuts a machine down, as its power button would.
 halt() {
