@@ -27,6 +27,9 @@ class Source(Protocol):
     def rows(self, start: int, stop: int, read: Read) -> np.ndarray:
         """Rows ``start`` to ``stop`` as float32 [stop - start, columns], in the order of the model file."""
 
+    def raw(self, start: int, stop: int, read: Read) -> np.ndarray:
+        """The same rows as the checkpoint stores them, in its ``dtype``: uint8 [stop - start, bytes of a row]."""
+
     def stored(self, start: int, stop: int, float_type: FloatType, read: Read) -> np.ndarray | None:
         """The same rows as the model file stores them, uint8 [stop - start, row_bytes], where the checkpoint holds just
         these bytes; None where they are to be made from ``rows``. ValueError for values that are not finite."""

@@ -20,7 +20,8 @@ import numpy as np
 
 from converter.checkpoint import Checkpoint, Source
 from converter.hashed import HashedFile
-from converter.quantise import quantise
+from converter.memory import keep_freed_memory
+from converter.quantise import HALVES, quantise
 from converter.recognise import open_checkpoint
 from dllama import __version__
 from dllama.errors import FormatError
@@ -30,6 +31,7 @@ from dllama.formats.manifest import write_manifest
 from dllama.formats.tensor import Read, read_bytes
 
 CHUNK_BYTES = 2 << 20  # float32 rows that one thread holds at a time
+KEPT_BYTES = 64 << 20  # of freed memory, for the chunks that follow
 THREADS = min(8, os.cpu_count() or 1)
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
@@ -97,6 +99,7 @@ def convert(
     Raises FileError (FormatError) naming the file and the reason; ``out`` then is as it was.
     """
     settings = settings or Settings()
+    keep_freed_memory(KEPT_BYTES)
     checkpoint = open_checkpoint(path, settings.weight_type, seq_len, form)
     importance = _importance(settings.imatrix, checkpoint.config)
     try:
@@ -105,7 +108,7 @@ def convert(
         raise FormatError(checkpoint.files[0], str(error)) from None
     files = checkpoint.files + ([settings.imatrix] if settings.imatrix else [])
     zeroed = []
-    with writer, ThreadPoolExecutor(THREADS) as pool:
+    with writer, ThreadPoolExecutor(THREADS) as pool, ThreadPoolExecutor(1) as hasher:
         hashed = {path: HashedFile(path) for path in files}
         tensors = _in_file_order(checkpoint)
         jobs = [
@@ -114,7 +117,8 @@ def convert(
         chunks = _in_order(pool, itertools.chain.from_iterable(jobs))
         with progress(f"Writing {Path(out).name}", sum(info.nbytes for info, _ in tensors)) as report:
             for (info, _), own in zip(tensors, jobs, strict=True):
-                writer.write_chunks(info.name, info.layer, _noted(itertools.islice(chunks, len(own)), hashed, report))
+                noted = _noted(itertools.islice(chunks, len(own)), hashed, hasher, report)
+                writer.write_chunks(info.name, info.layer, noted)
         hashes = [{"name": path.name, "bytes": file.nbytes, "sha256": file.finish()} for path, file in hashed.items()]
     write_manifest(out, _manifest(checkpoint, settings, hashes))
     counts = Counter()
@@ -175,12 +179,16 @@ def _jobs(
             raw = source.stored(start, stop, info.float_type, read)
             if raw is not None:
                 return raw
-        rows = source.rows(start, stop, read)
-        if settings.allow_non_finite:
-            rows, count = _finite(rows)
-            if count:
-                zeroed.append((source.name, count))
-        return quantise(rows, info.float_type, importance=importance, reference=settings.reference)
+            if source.dtype in HALVES:
+                return quantised(source.raw(start, stop, read).view("<u2"), source.dtype)
+            return quantised(source.rows(start, stop, read), "F32")
+        rows, count = _finite(source.rows(start, stop, read))
+        if count:
+            zeroed.append((source.name, count))
+        return quantised(rows, "F32")
+
+    def quantised(numbers: np.ndarray, dtype: str) -> np.ndarray:
+        return quantise(numbers, info.float_type, dtype=dtype, importance=importance, reference=settings.reference)
 
     return [partial(job, start, min(start + step, info.rows)) for start in range(0, info.rows, step)]
 
@@ -204,11 +212,19 @@ def _in_order(pool: ThreadPoolExecutor, jobs: Iterable[Callable[[], Chunk]]) -> 
 
 
 def _noted(
-    chunks: Iterable[Chunk], hashed: Mapping[Path, HashedFile], report: Callable[[int], None]
+    chunks: Iterable[Chunk],
+    hashed: Mapping[Path, HashedFile],
+    hasher: ThreadPoolExecutor,
+    report: Callable[[int], None],
 ) -> Iterator[np.ndarray]:
-    """The rows of each chunk, after its bytes went into their files' hashes; reported when they were written."""
+    """The rows of each chunk, which are written while the bytes read for them go into their files' hashes; reported
+    when both are done.
+
+    hasher: its one thread takes the bytes in their order
+    """
     for rows, pieces in chunks:
-        for path, offset, data in pieces:
-            hashed[path].add(offset, data)
+        adding = [hasher.submit(hashed[path].add, offset, data) for path, offset, data in pieces]
         yield rows
+        for done in adding:
+            done.result()
         report(rows.nbytes)

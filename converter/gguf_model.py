@@ -61,7 +61,7 @@ class GgufTensor(Tensor):
         """Rows ``start`` to ``stop`` as float32 [stop - start, columns]."""
         if self.dtype in READABLE:
             return super().rows(start, stop, read)
-        raw = self._raw(start, stop, read).reshape(stop - start, self.row_bytes)
+        raw = self.raw(start, stop, read)
         if self.dtype in SAME:
             return dequantize(raw, SAME[self.dtype], self.shape[-1])
         return _dequantize_by_package(raw, self.dtype)
@@ -71,7 +71,7 @@ class GgufTensor(Tensor):
         has other bytes. ValueError for values that are not finite."""
         if SAME.get(self.dtype) is not float_type:
             return None
-        raw = self._raw(start, stop, read).reshape(stop - start, self.row_bytes)
+        raw = self.raw(start, stop, read)
         if float_type.is_quantized:
             _, block_bytes = BLOCKS[self.dtype]
             numbers = np.ascontiguousarray(raw.reshape(-1, block_bytes)[:, :2]).view("<f2")  # the scales

@@ -48,6 +48,10 @@ class Joined:
         """Rows ``start`` to ``stop`` of the whole as float32 [stop - start, columns]."""
         return self._gather(start, stop, lambda part, first, last: part.rows(first, last, read))
 
+    def raw(self, start: int, stop: int, read: Read = read_bytes) -> np.ndarray:
+        """The same rows as the files store them: uint8 [stop - start, row_bytes]."""
+        return self._gather(start, stop, lambda part, first, last: part.raw(first, last, read))
+
     def stored(self, start: int, stop: int, float_type: FloatType, read: Read = read_bytes) -> np.ndarray | None:
         """As ``Tensor.stored``, of the whole."""
         if self.dtype != float_type.name:
@@ -77,11 +81,6 @@ class HalfSplit(Tensor):
     def unit(self) -> int:
         return self.head_dim
 
-    def rows(self, start: int, stop: int, read: Read = read_bytes) -> np.ndarray:
-        """Rows ``start`` to ``stop``, whole heads, as float32 [stop - start, columns]."""
-        return interleave_pairs(super().rows(start, stop, read), self.head_dim)
-
-    def stored(self, start: int, stop: int, float_type: FloatType, read: Read = read_bytes) -> np.ndarray | None:
-        """As ``Tensor.stored``, in the order of ``rows``."""
-        raw = super().stored(start, stop, float_type, read)
-        return None if raw is None else interleave_pairs(raw, self.head_dim)
+    def raw(self, start: int, stop: int, read: Read = read_bytes) -> np.ndarray:
+        """Rows ``start`` to ``stop``, whole heads, as the file stores them: uint8 [stop - start, row_bytes]."""
+        return interleave_pairs(super().raw(start, stop, read), self.head_dim)

@@ -63,10 +63,14 @@ class Tensor:
     def nbytes(self) -> int:
         return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
+    def raw(self, start: int, stop: int, read: Read = read_bytes) -> np.ndarray:
+        """Rows ``start`` to ``stop`` as they lie in the file: uint8 [stop - start, row_bytes]."""
+        data = read(self.path, self.offset + start * self.row_bytes, (stop - start) * self.row_bytes)
+        return data.reshape(stop - start, self.row_bytes)
+
     def rows(self, start: int, stop: int, read: Read = read_bytes) -> np.ndarray:
         """Rows ``start`` to ``stop`` as float32 [stop - start, columns], for a tensor of one or two dimensions."""
-        data = self._raw(start, stop, read)
-        return to_float32(data, self.dtype).reshape(stop - start, self.shape[-1])
+        return to_float32(self.raw(start, stop, read), self.dtype).reshape(stop - start, self.shape[-1])
 
     def values(self) -> np.ndarray:
         """The whole tensor as float32 of its shape. FormatError where it is of another dtype than those in READABLE, or
@@ -85,18 +89,14 @@ class Tensor:
         values that are not finite."""
         if self.dtype != float_type.name:
             return None
-        data = self._raw(start, stop, read)
-        if not _is_finite(data, self.dtype):
+        data = self.raw(start, stop, read)
+        if not _is_finite(data.reshape(-1), self.dtype):
             raise ValueError("values that are not finite (NaN or infinity)")
-        return data.reshape(stop - start, self.row_bytes)
+        return data
 
     def read(self, begin: int, count: int) -> np.ndarray:
         """``count`` of the tensor's bytes as they are stored, from byte ``begin`` of it on: uint8 [count]."""
         return read_bytes(self.path, self.offset + begin, count)
-
-    def _raw(self, start: int, stop: int, read: Read) -> np.ndarray:
-        """The bytes of rows ``start`` to ``stop``: uint8 [bytes]."""
-        return read(self.path, self.offset + start * self.row_bytes, (stop - start) * self.row_bytes)
 
 
 def _is_finite(data: np.ndarray, dtype: str) -> bool:

@@ -11,6 +11,7 @@ from hypothesis.extra import numpy as hnp
 from converter.quantise import NEGLIGIBLE, STEPS, WEIGHTED_STEPS, quantise
 from dllama.embedded import model_path
 from dllama.formats import FloatType, ModelFile, dequantize, quantize
+from dllama.formats.tensor import to_float32
 
 Q40 = FloatType.Q40
 F32 = np.float32
@@ -102,6 +103,35 @@ def test_weighted_bytes_are_those_of_the_formula(columns):
     w = np.tile(importance, 7).reshape(-1, 32)
     expected = formula(x.reshape(-1, 32), w, WEIGHTED_STEPS)
     assert quantise(x, Q40, importance=importance).tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["F16", "BF16"])
+@pytest.mark.parametrize("rows", [1, 2, 5])
+@pytest.mark.parametrize("importance", [None, np.linspace(0.1, 2, 1056, dtype=F32)])
+def test_halves_give_the_bytes_of_their_numbers(dtype, rows, importance):
+    """Rows of 33 blocks; with subnormal numbers, and zeros of both signs."""
+    x = random_rows("student t", rows, 1056)
+    x[:, ::3] *= F32(2.0**-12)
+    x[:, 64:96], x[:, 100], x[:, 101] = F32(2.0**-24), F32(0), F32(-0.0)
+    halves = x.astype("<f2").view("<u2") if dtype == "F16" else (x.view("<u4") >> 16).astype("<u2")
+    numbers = to_float32(halves, dtype).reshape(x.shape)
+    for reference in (False, True):
+        found = quantise(halves, Q40, dtype=dtype, importance=importance, reference=reference)
+        expected = quantise(numbers, Q40, importance=importance, reference=reference)
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    "dtype, largest, bad", [("F16", 0x7BFF, [0x7C00, 0xFC00, 0x7C01, 0xFFFF]), ("BF16", 0x487E, [0x7F80, 0xFFC0])]
+)
+def test_halves_that_are_not_finite_are_refused(dtype, largest, bad):
+    halves = np.zeros((3, 64), "<u2")
+    halves[2, 41] = largest
+    quantise(halves, Q40, dtype=dtype)
+    for value in bad:
+        halves[2, 40] = value
+        with pytest.raises(ValueError, match="not finite"):
+            quantise(halves, Q40, dtype=dtype)
 
 
 # What the reference's error is multiplied by; the least possible is 0.885, 0.912, 0.922 and 0.88 of it.
