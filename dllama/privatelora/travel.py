@@ -7,6 +7,7 @@ import numpy as np
 from dllama.engine.weights import padded
 from dllama.formats import FloatType
 from dllama.kernels import tags
+from dllama.kernels.answer import LIMITS
 from dllama.kernels.jit import compiled
 from dllama.kernels.travel import decode_sum, encode
 
@@ -17,6 +18,7 @@ class Rows:
     def __init__(self, form: FloatType, width: int):
         self.width = width
         self.tag = tags.BY_NAME[form.name.lower()]
+        self._largest = np.float32(LIMITS.get(self.tag, np.finfo(np.float32).max))
         self._encode = compiled(encode, self.tag, 0, 0, 0, 0, 0)
         self._decode = compiled(decode_sum, self.tag, np.zeros(1, np.int64), 0, 0, 0, 0)
         self.row_bytes = form.row_bytes(width if form is FloatType.F32 else padded(width))
@@ -38,6 +40,6 @@ class Rows:
             raise ValueError(f"{len(data)} bytes for {rows} rows of {self.row_bytes} bytes")
         x = np.zeros((rows, padded(self.width)), np.float32)
         self._decode(self.tag, np.array([data.ctypes.data]), x.ctypes.data, x.strides[0], rows, self.width)
-        if not np.isfinite(x).all():
+        if not (abs(x) <= self._largest).all():
             raise ValueError("a value that is infinite or no number")
         return x[:, : self.width]
