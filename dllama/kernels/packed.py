@@ -136,7 +136,7 @@ def _tile(tokens):
     return multiply
 
 
-_multiply_one, _multiply_few, _multiply_many = _tile(1), _tile(FEW), _tile(MANY)
+_multiply_one, _multiply_two, _multiply_few, _multiply_many = _tile(1), _tile(2), _tile(FEW), _tile(MANY)
 
 
 @jit
@@ -151,6 +151,8 @@ def multiply_packed(weight, w, groups, columns, x, x_stride, tokens, out, out_st
         source, target = w + g * nbytes, out + 4 * ROWS * g
         if tokens == 1:
             _multiply_one(weight, source, columns, x, x_stride, target, out_stride)
+        elif tokens == 2:  # as often as two texts are written at once
+            _multiply_two(weight, source, columns, x, x_stride, target, out_stride)
         elif tokens <= FEW:
             _multiply_few(weight, source, columns, x, x_stride, target, out_stride)
         else:

@@ -50,7 +50,7 @@ def blocks_of(weight, ints, rows, blocks):
 
 
 @pytest.mark.parametrize("weight, low, high", [(tags.Q40, 0, 15), (tags.Q80, -128, 127)], ids=["q40", "q80"])
-@pytest.mark.parametrize("tokens", [1, packed.FEW, packed.TOKENS + 1])
+@pytest.mark.parametrize("tokens", [1, 2, packed.FEW, packed.TOKENS + 1])
 @pytest.mark.parametrize("blocks", [1, 29])
 def test_sums_of_extreme_values_are_exact(team, weight, low, high, tokens, blocks):
     """No instruction may saturate or wrap: all at one end, at the other, and alternating, against activations of
