@@ -121,7 +121,7 @@ class AllReduce:
         self._mesh.collect_parts(self._header(), columns, take)
 
     def _header(self) -> bytes:
-        return wire.part_header(self._epoch, self._step, self._round)
+        return wire.unchecked(wire.Part(self._epoch, self._step, self._round))
 
 
 def _groups(index: int, sizes: Sequence[int]) -> Iterator[list[int]]:

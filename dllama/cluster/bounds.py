@@ -2,36 +2,7 @@
 
 from typing import NamedTuple
 
-from dllama.cluster.messages import (
-    Adapt,
-    Adapted,
-    Answer,
-    Beat,
-    Bye,
-    Candidates,
-    Chunk,
-    Enter,
-    Got,
-    Hello,
-    Join,
-    Joined,
-    Leave,
-    Loading,
-    Lost,
-    Low,
-    Need,
-    NeedAdapters,
-    Open,
-    Opened,
-    Part,
-    Pass,
-    Plan,
-    Probe,
-    Ready,
-    Refuse,
-    Step,
-    Welcome,
-)
+from dllama.cluster import messages
 from dllama.cluster.schema import (
     Checker,
     boolean,
@@ -164,7 +135,7 @@ class Kind(NamedTuple):
 
 
 SCHEMA: dict[type, Kind] = {
-    Hello: Kind(
+    messages.Hello: Kind(
         1,
         {
             "protocol": integer(PROTOCOL, PROTOCOL),
@@ -173,7 +144,7 @@ SCHEMA: dict[type, Kind] = {
             "role": one_of("root", "edge"),
         },
     ),
-    Welcome: Kind(
+    messages.Welcome: Kind(
         2,
         {
             "protocol": integer(PROTOCOL, PROTOCOL),
@@ -186,17 +157,17 @@ SCHEMA: dict[type, Kind] = {
             "model_digest": optional(DIGEST),
         },
     ),
-    Refuse: Kind(3, {"reason": text(MAX_TEXT)}),
-    Probe: Kind(4, {"number": COUNT}, payload=1 << 26, must_have_payload=False),
-    Plan: Kind(5, {"epoch": COUNT, "plan": mapping(PLAN)}, header=MAX_PLAN_HEADER),
-    Need: Kind(6, {"epoch": COUNT, "has_all": boolean}, payload=1 << 26, must_have_payload=False),
-    Chunk: Kind(7, {"epoch": COUNT, "index": COUNT, "digest": DIGEST}, payload=MAX_CHUNK),
-    Got: Kind(8, {"epoch": COUNT, "index": COUNT}),
-    Join: Kind(9, {"session": DIGEST, "epoch": COUNT, "index": INDEX}),
-    Joined: Kind(10, {"epoch": COUNT, "index": INDEX}),
-    Loading: Kind(11, {"epoch": COUNT, "done": BYTES, "total": BYTES}),
-    Ready: Kind(12, {"epoch": COUNT, "load_ms": real(0, 1e12)}),
-    Step: Kind(
+    messages.Refuse: Kind(3, {"reason": text(MAX_TEXT)}),
+    messages.Probe: Kind(4, {"number": COUNT}, payload=1 << 26, must_have_payload=False),
+    messages.Plan: Kind(5, {"epoch": COUNT, "plan": mapping(PLAN)}, header=MAX_PLAN_HEADER),
+    messages.Need: Kind(6, {"epoch": COUNT, "has_all": boolean}, payload=1 << 26, must_have_payload=False),
+    messages.Chunk: Kind(7, {"epoch": COUNT, "index": COUNT, "digest": DIGEST}, payload=MAX_CHUNK),
+    messages.Got: Kind(8, {"epoch": COUNT, "index": COUNT}),
+    messages.Join: Kind(9, {"session": DIGEST, "epoch": COUNT, "index": INDEX}),
+    messages.Joined: Kind(10, {"epoch": COUNT, "index": INDEX}),
+    messages.Loading: Kind(11, {"epoch": COUNT, "done": BYTES, "total": BYTES}),
+    messages.Ready: Kind(12, {"epoch": COUNT, "load_ms": real(0, 1e12)}),
+    messages.Step: Kind(
         13,
         {
             "epoch": COUNT,
@@ -212,8 +183,8 @@ SCHEMA: dict[type, Kind] = {
         payload=1 << 31,
         must_have_payload=False,
     ),
-    Part: Kind(14, {"epoch": COUNT, "step": COUNT, "round": COUNT}, payload=1 << 31),
-    Candidates: Kind(
+    messages.Part: Kind(14, {"epoch": COUNT, "step": COUNT, "round": COUNT}, payload=1 << 31),
+    messages.Candidates: Kind(
         15,
         {
             **dict.fromkeys(("epoch", "step"), COUNT),
@@ -223,13 +194,13 @@ SCHEMA: dict[type, Kind] = {
         payload=1 << 31,
         must_have_payload=False,
     ),
-    Lost: Kind(16, {"epoch": COUNT, "index": INDEX, "reason": text(MAX_TEXT)}),
-    Beat: Kind(17, {}),
-    Bye: Kind(18, {}),
-    NeedAdapters: Kind(19, {"epoch": COUNT}),
-    Open: Kind(20, {"session": mapping(SESSION)}),
-    Opened: Kind(21, {"device": text(255)}),
-    Enter: Kind(
+    messages.Lost: Kind(16, {"epoch": COUNT, "index": INDEX, "reason": text(MAX_TEXT)}),
+    messages.Beat: Kind(17, {}),
+    messages.Bye: Kind(18, {}),
+    messages.NeedAdapters: Kind(19, {"epoch": COUNT}),
+    messages.Open: Kind(20, {"session": mapping(SESSION)}),
+    messages.Opened: Kind(21, {"device": text(255)}),
+    messages.Enter: Kind(
         22,
         {
             "step": COUNT,
@@ -239,10 +210,10 @@ SCHEMA: dict[type, Kind] = {
         },
         payload=1 << 26,
     ),
-    Low: Kind(23, {"step": COUNT, "layer": COUNT, "product": integer(0, 3)}, payload=1 << 26),
-    Answer: Kind(24, {"step": COUNT, "layer": COUNT, "product": integer(0, 3)}, payload=1 << 26),
-    Leave: Kind(25, {"step": COUNT, "inference_us": BYTES}, payload=1 << 26, must_have_payload=False),
-    Pass: Kind(
+    messages.Low: Kind(23, {"step": COUNT, "layer": COUNT, "product": integer(0, 3)}, payload=1 << 26),
+    messages.Answer: Kind(24, {"step": COUNT, "layer": COUNT, "product": integer(0, 3)}, payload=1 << 26),
+    messages.Leave: Kind(25, {"step": COUNT, "inference_us": BYTES}, payload=1 << 26, must_have_payload=False),
+    messages.Pass: Kind(
         26,
         {
             **dict.fromkeys(("epoch", "step"), COUNT),
@@ -253,6 +224,6 @@ SCHEMA: dict[type, Kind] = {
         },
         payload=1 << 26,
     ),
-    Adapt: Kind(27, {"epoch": COUNT, "number": COUNT, "adapter": optional(mapping(SEEDED))}),
-    Adapted: Kind(28, {"epoch": COUNT, "number": COUNT, "problem": optional(text(MAX_TEXT))}),
+    messages.Adapt: Kind(27, {"epoch": COUNT, "number": COUNT, "adapter": optional(mapping(SEEDED))}),
+    messages.Adapted: Kind(28, {"epoch": COUNT, "number": COUNT, "problem": optional(text(MAX_TEXT))}),
 }

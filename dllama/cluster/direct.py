@@ -67,7 +67,7 @@ class Direct:
     def begin(self, epoch: int, step: int) -> None:
         """The exchanges that follow belong to this step."""
         self._epoch, self._step = epoch, step
-        prefix = wire.part_header(epoch, step, 0)[:-1]
+        prefix = wire.unchecked(wire.Part(epoch, step, 0))[:-1]
         self._header[: len(prefix)] = np.frombuffer(prefix, np.uint8)
         self._state["prefix_bytes"], self._state["round"] = len(prefix), 0
         self._nodes["due"], self._nodes["missing"] = self._first_due, 1
@@ -117,7 +117,7 @@ class Direct:
         self._mesh.post(rest, [header, self._own[:nbytes].tobytes()])
 
     def _header_of(self, round: int) -> bytes:
-        return wire.part_header(self._epoch, self._step, int(round))
+        return wire.unchecked(wire.Part(self._epoch, self._step, int(round)))
 
     def _missing(self, group: int) -> list[int]:
         start, end = self._groups["nodes"][group : group + 2]

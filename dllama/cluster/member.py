@@ -3,20 +3,14 @@
 import time
 from typing import NamedTuple
 
-import numpy as np
-
 from dllama.cluster import wire
 from dllama.cluster.job import Job
 from dllama.cluster.mesh import Mesh
-from dllama.cluster.traffic import vector_bytes
 from dllama.engine.candidates import Candidates, Reduction, reduce
 from dllama.engine.forward import Forward
 from dllama.engine.kv_cache import KVCache
-from dllama.engine.weights import padded
+from dllama.engine.rows import Rows
 from dllama.engine.workspace import MAX_ROWS, Place
-from dllama.formats import FloatType
-from dllama.kernels import tags
-from dllama.kernels.travel import decode_sum, encode
 
 
 class NodeCost(NamedTuple):
@@ -34,7 +28,7 @@ class Member:
     def __init__(self, job: Job, forward: Forward, mesh: Mesh):
         self.mesh = mesh
         self._forward, self._vocab, self._exchange = forward, job.share.vocab, job.exchange(mesh)
-        self._embeddings = Embeddings(forward.config.dim, job.buffer_type)
+        self._embeddings = Rows(job.buffer_type, forward.config.dim)
         self._sequences: dict[int, KVCache] = {}
         self._transfer = 0.0
 
@@ -76,28 +70,3 @@ class Member:
             self._exchange(x, stride, rows)
         finally:
             self._transfer += time.perf_counter() - start
-
-
-class Embeddings:
-    """Rows of the embedding as they travel, in the buffers' type."""
-
-    def __init__(self, dim: int, buffer_type: FloatType):
-        self._dim, self._tag = dim, tags.BY_NAME[buffer_type.name.lower()]
-        self.row_bytes = vector_bytes(dim, buffer_type)
-
-    def encode(self, x: np.ndarray) -> np.ndarray:
-        """float32 [rows, dim] as bytes, uint8."""
-        rows = np.zeros((len(x), padded(self._dim)), np.float32)
-        rows[:, : self._dim] = x
-        out = np.empty(len(x) * self.row_bytes, np.uint8)
-        encode(self._tag, rows.ctypes.data, rows.strides[0], len(x), self._dim, out.ctypes.data)
-        return out
-
-    def decode(self, payload: memoryview, rows: int) -> np.ndarray:
-        """The bytes of so many rows as float32 [rows, dim]. Raises ValueError where they are not as many."""
-        if len(payload) != rows * self.row_bytes:
-            raise ValueError(f"{len(payload)} bytes for {rows} embeddings of {self.row_bytes} bytes")
-        data = np.frombuffer(payload, np.uint8)
-        x = np.zeros((rows, padded(self._dim)), np.float32)
-        decode_sum(self._tag, np.array([data.ctypes.data]), x.ctypes.data, x.strides[0], rows, self._dim)
-        return x[:, : self._dim]

@@ -8,13 +8,14 @@ from weakref import WeakSet
 from dllama.cluster import wire
 from dllama.cluster.crew import Crew
 from dllama.cluster.digest import require_unchanged
-from dllama.cluster.member import Embeddings, Member
+from dllama.cluster.member import Member
 from dllama.cluster.mesh import NodeLost
 from dllama.cluster.plan import Plan
 from dllama.cluster.settings import ClusterSettings
 from dllama.engine.adapters import NO_ADAPTER
 from dllama.engine.candidates import Candidates, Reduction, merge, unpack
 from dllama.engine.interface import NodeCost, Row
+from dllama.engine.rows import Rows
 from dllama.engine.workspace import MAX_ROWS
 from dllama.errors import ModelError
 from dllama.formats import FloatType, ModelFile
@@ -57,7 +58,7 @@ class ClusterEngine:
         self._sequences: WeakSet[ClusterSequence] = WeakSet()
         self._known: set[int] = set()  # numbers of the sequences that the nodes hold
         self._embedding = model.f32("embedding")
-        self._embeddings = Embeddings(self.config.dim, buffer_type)
+        self._embeddings = Rows(buffer_type, self.config.dim)
         self._member: Member | None = None  # None: the nodes have to be made ready
         types = buffer_type, kv_type
         self._crew = Crew(model, team, context, *types, settings, adapters, False, notify, progress)

@@ -12,6 +12,7 @@ from dllama.cluster.all_reduce import AllReduce
 from dllama.cluster.job import Job
 from dllama.cluster.mesh import Mesh
 from dllama.cluster.traffic import Form
+from dllama.engine.adapters import NO_ADAPTER
 from dllama.engine.halves import N_TARGETS
 from dllama.engine.kv_cache import KVCache
 from dllama.engine.workspace import MAX_ROWS, Place
@@ -21,8 +22,6 @@ from dllama.privatelora.backends.cpu import CpuBackend
 from dllama.privatelora.frozen_weights import MOST_ADAPTERS
 from dllama.privatelora.passage import Passage, Stop
 from dllama.privatelora.shape import AdapterShape
-
-NO_ADAPTER = -1
 
 
 class StackSums:

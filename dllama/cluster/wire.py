@@ -52,8 +52,6 @@ class WireError(DllamaError):
 
 KINDS = {kind.number: (message, kind, tuple(kind.fields.values())) for message, kind in SCHEMA.items()}
 
-PART = SCHEMA[Part].number
-
 VERSIONED = (Hello, Welcome)
 """Messages whose first field is the protocol, in every version."""
 
@@ -82,13 +80,8 @@ def encode(message: tuple, *payload) -> list:
     return [header, *payload]
 
 
-def part_header(epoch: int, step: int, round: int) -> bytes:
-    """The header of a Part, which is sent a hundred times a token: `encode` without its checks."""
-    return msgpack.packb((PART, epoch, step, round))
-
-
 def unchecked(message: tuple) -> bytes:
-    """The header of a message that is sent for each layer and made of numbers that were checked before."""
+    """The header of a message that is sent many times a token, and made of numbers that were checked before."""
     return msgpack.packb((SCHEMA[type(message)].number, *message))
 
 

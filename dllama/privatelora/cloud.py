@@ -20,6 +20,7 @@ from dllama.cluster.key import ClusterKey
 from dllama.cluster.links import LinkLost
 from dllama.cluster.listener import Listener, Peer
 from dllama.cluster.settings import STEP_TIMEOUT
+from dllama.engine.adapters import NO_ADAPTER
 from dllama.engine.memory import available_bytes, in_units
 from dllama.errors import DllamaError
 from dllama.formats import ModelFile
@@ -27,7 +28,7 @@ from dllama.kernels import jit
 from dllama.privatelora.adapter import CloudAdapter, read_cloud
 from dllama.privatelora.backends import Backend, Restarted
 from dllama.privatelora.schedule import Costs, choose
-from dllama.privatelora.session import NO_ADAPTER, Session, Unfit, adapter_of
+from dllama.privatelora.session import Session, Unfit, adapter_of
 from dllama.privatelora.settings import BUSY
 
 MOST_MESSAGES = 256

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dllama.privatelora.backends import MAX_ROWS
+from dllama.engine.workspace import MAX_ROWS
 from dllama.privatelora.session import Session
 
 LEAST_HOPE = 1 / 64

@@ -8,17 +8,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from dllama.cluster import wire
-from dllama.engine.workspace import Place
+from dllama.engine.workspace import MAX_ROWS, Place
 from dllama.errors import AdapterError, DllamaError
 from dllama.formats import FloatType, ModelConfig
 from dllama.privatelora.adapter import CloudAdapter
-from dllama.privatelora.backends import MAX_ROWS, Backend
+from dllama.privatelora.backends import Backend
 from dllama.privatelora.passage import PRODUCTS, Passage, Stop, stops, targets_of
 from dllama.privatelora.shape import AdapterShape
 from dllama.privatelora.travel import Rows
 
 MOST_SEQUENCES = 256
-NO_ADAPTER = -1
 
 
 class Unfit(DllamaError):

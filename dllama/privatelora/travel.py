@@ -1,45 +1,28 @@
-"""Values between edge and cloud as they travel: rows of floats as Q80, F16 or F32."""
+"""Values between edge and cloud as they travel: rows of finite floats as Q80, F16 or F32."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from dllama.engine.weights import padded
+from dllama.engine import rows
 from dllama.formats import FloatType
-from dllama.kernels import tags
 from dllama.kernels.answer import LIMITS
-from dllama.kernels.jit import compiled
-from dllama.kernels.travel import decode_sum, encode
 
 
-class Rows:
-    """Rows of ``width`` values in a form; see `dllama.kernels.travel` for their bytes."""
+class Rows(rows.Rows):
+    """As they are, but ValueError also for a value that is not finite, on both sides: Q80 would hide it."""
 
     def __init__(self, form: FloatType, width: int):
-        self.width = width
-        self.tag = tags.BY_NAME[form.name.lower()]
+        super().__init__(form, width)
         self._largest = np.float32(LIMITS.get(self.tag, np.finfo(np.float32).max))
-        self._encode = compiled(encode, self.tag, 0, 0, 0, 0, 0)
-        self._decode = compiled(decode_sum, self.tag, np.zeros(1, np.int64), 0, 0, 0, 0)
-        self.row_bytes = form.row_bytes(width if form is FloatType.F32 else padded(width))
 
     def encode(self, x: np.ndarray) -> np.ndarray:
-        """float32 [rows, width] as bytes, uint8. ValueError where a value is not finite, which Q80 would hide."""
         if not np.isfinite(x).all():
             raise ValueError("a value that is infinite or no number")
-        rows = np.zeros((len(x), padded(self.width)), np.float32)
-        rows[:, : self.width] = x
-        out = np.empty(len(x) * self.row_bytes, np.uint8)
-        self._encode(self.tag, rows.ctypes.data, rows.strides[0], len(x), self.width, out.ctypes.data)
-        return out
+        return super().encode(x)
 
     def decode(self, payload, rows: int) -> np.ndarray:
-        """The bytes of so many rows as float32 [rows, width]. ValueError where they are not as many, or not finite."""
-        data = np.frombuffer(payload, np.uint8)
-        if len(data) != rows * self.row_bytes:
-            raise ValueError(f"{len(data)} bytes for {rows} rows of {self.row_bytes} bytes")
-        x = np.zeros((rows, padded(self.width)), np.float32)
-        self._decode(self.tag, np.array([data.ctypes.data]), x.ctypes.data, x.strides[0], rows, self.width)
+        x = super().decode(payload, rows)
         if not (abs(x) <= self._largest).all():
             raise ValueError("a value that is infinite or no number")
-        return x[:, : self.width]
+        return x

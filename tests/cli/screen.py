@@ -2,11 +2,11 @@
 
 import re
 
-PART = re.compile(r"\x1b\[(\d*)([AJ])|\r|\n|[^\x1b\r\n]+")
+PART = re.compile(r"\x1b\[(\d*)([AJm])|\r|\n|[^\x1b\r\n]+")
 
 
 def screen(written: str) -> list[str]:
-    """The lines in the end. It knows line breaks, and to go to a line's start, up, and to clear from there on."""
+    """The lines in the end. It knows line breaks, colours, going to a line's start and up, and clearing."""
     rows, row, column = [""], 0, 0
     end = 0
     for part in PART.finditer(written):
@@ -17,6 +17,8 @@ def screen(written: str) -> list[str]:
             assert row >= 0
         elif part[2] == "J":
             rows[row:] = [rows[row][:column]]
+        elif part[2] == "m":
+            pass  # of colorama, where it is installed: numba has it reset colours at the end
         elif part[0] == "\r":
             column = 0
         elif part[0] == "\n":

@@ -97,7 +97,7 @@ def test_sums(nodes, mixed):
     messages = sum(size - 1 for size in rounds)
     parts = 4 * DIM * ROWS
     headers = sum(
-        (size - 1) * len(wire.part_header(EPOCH, 1, number * len(rounds) + place))
+        (size - 1) * len(wire.unchecked(wire.Part(EPOCH, 1, number * len(rounds) + place)))
         for number in range(150)
         for place, size in enumerate(rounds)
     )

@@ -6,7 +6,6 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
-import msgpack
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,40 +14,27 @@ from hypothesis import strategies as st
 from dllama import __version__
 from dllama.cluster import bounds, wire
 from dllama.cluster.job import Job
-from dllama.cluster.links import Link
 from dllama.cluster.node import NodeSpec
 from dllama.cluster.planner import make_plan
 from dllama.cluster.transfer import CHUNK_BYTES, chunk_digest
 from dllama.formats import FloatType
 from tests.cluster.models import TINY
+from tests.cluster.stranger import SECONDS, Stranger
 from tests.cluster.test_wire import MESSAGES, packed
 
 SESSION = bytes(range(16))
 HELLO = wire.Hello(wire.PROTOCOL, __version__, SESSION, "root")
-SECONDS = 30.0
 
 live = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 """One worker meets all examples of a test."""
 
 
-class FakeRoot:
+class FakeRoot(Stranger):
     """Says to a worker whatever it likes."""
 
     def __init__(self, worker):
-        self.link = Link(worker.address, None)
+        super().__init__(worker.address)
         self.epoch = 0
-
-    def say(self, message, *payload) -> None:
-        self.link.send([msgpack.packb([bounds.SCHEMA[type(message)].number, *message]), *payload])
-
-    def hear(self, *kinds, seconds: float = SECONDS):
-        """The next message of these kinds, None if there is none in time."""
-        end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0:
-            frames = self.link.receive(1e3 * left)
-            if frames and type(message := wire.decode(frames)[0]) in kinds:
-                return message
-        return None
 
     def greet(self) -> wire.Welcome:
         """A worker takes a moment to let go of the root before."""

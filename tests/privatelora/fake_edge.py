@@ -1,27 +1,23 @@
 """An edge made by hand, that says whatever it likes."""
 
-import time
-
-import msgpack
 import numpy as np
 
 from dllama import __version__
-from dllama.cluster import bounds, wire
+from dllama.cluster import wire
 from dllama.cluster.digest import model_digest
-from dllama.cluster.links import Link
 from dllama.formats import FloatType, ModelFile
 from dllama.privatelora.adapter import EdgeAdapter
 from dllama.privatelora.passage import stops, targets_of
+from tests.cluster.stranger import Stranger
 
-SECONDS = 30.0
 HELLO = wire.Hello(wire.PROTOCOL, __version__, bytes(range(16)), "edge")
 
 
-class FakeEdge:
+class FakeEdge(Stranger):
     """Of a model and an adapter, or none, with F32 travelling; all that it does it is told to."""
 
     def __init__(self, address: str, model: ModelFile, adapter: EdgeAdapter | None = None):
-        self.link = Link(address, None)
+        super().__init__(address)
         self.config, self.shape = model.config, None if adapter is None else adapter.shape
         layers = range(self.config.n_layers)
         self.stops = list(stops(self.shape, layers))
@@ -41,19 +37,6 @@ class FakeEdge:
                 "fingerprint": adapter.fingerprint,
                 "seed": adapter.seed,
             }
-
-    def say(self, message, *payload) -> None:
-        """Without the checks that an edge makes."""
-        self.link.send([msgpack.packb([bounds.SCHEMA[type(message)].number, *message]), *payload])
-
-    def hear(self, *kinds, seconds: float = SECONDS):
-        """The next message of these kinds, None if there is none in time."""
-        end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0:
-            frames = self.link.receive(1e3 * left)
-            if frames and type(message := wire.decode(frames)[0]) in kinds:
-                return message
-        return None
 
     def refused(self) -> str:
         """Why it was refused."""

@@ -20,6 +20,7 @@ from dllama.errors import ClusterError
 from dllama.formats import FloatType
 from dllama.kernels.team import Team
 from dllama.privatelora.adapter import write_adapter
+from dllama.privatelora.frozen_weights import MOST_ADAPTERS
 from dllama.privatelora.session import MOST_SEQUENCES
 from tests.cluster.processes import Process, eventually
 from tests.cluster.test_wire import MESSAGES, packed
@@ -328,16 +329,19 @@ def test_too_little_memory_for_another_sequence(fake, cloud, monkeypatch):
     assert one.refused().startswith("not enough memory in the cloud: ")
 
 
-def test_adapters_without_end(fake, cloud, monkeypatch):
-    monkeypatch.setattr("dllama.privatelora.frozen_weights.MOST_ADAPTERS", 1)
-    monkeypatch.setattr(cloud.backend._frozen, "_memory", [None])
-    first, second = fake(), fake()
-    first.open()
-    second.open()  # shares it
-    other = fake()
-    other.greet()
-    other.say(wire.Open(other.session | {"layers": (1, 2)}))
-    assert other.refused() == "the cloud has 1 adapters already, and room for no more"
+def test_adapters_without_end(fake, cloud):
+    memory = cloud.backend._frozen._memory
+    memory[1:] = [np.empty(0)] * (MOST_ADAPTERS - 1)
+    try:
+        first, second = fake(), fake()
+        first.open()
+        second.open()  # shares it
+        other = fake()
+        other.greet()
+        other.say(wire.Open(other.session | {"layers": (1, 2)}))
+        assert other.refused() == f"the cloud has {MOST_ADAPTERS} adapters already, and room for no more"
+    finally:
+        memory[1:] = [None] * (MOST_ADAPTERS - 1)
 
 
 def test_an_edge_that_stops_answering_in_mid_layer(fake):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dllama.privatelora.backends import MAX_ROWS
+from dllama.engine.workspace import MAX_ROWS
 from dllama.privatelora.passage import Stop
 from dllama.privatelora.schedule import LEAST_HOPE, Costs, choose
 

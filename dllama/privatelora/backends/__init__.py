@@ -12,9 +12,6 @@ from dllama.formats import ModelConfig
 from dllama.privatelora.adapter import CloudAdapter
 from dllama.privatelora.passage import Passage, Stop
 
-MAX_ROWS = 128
-"""Of all passages that are run together."""
-
 
 class Restarted(DllamaError):
     """The backend has lost part of itself, and with it all sequences, passages and adapters: why."""
@@ -54,7 +51,8 @@ class Backend(Protocol):
         to: Stop,
         send: Callable[[Sequence[np.ndarray]], None],
     ) -> None:
-        """Takes passages on to a stop, all of them from the same stop, or from the layer that they enter.
+        """Takes passages on to a stop, all of them from the same stop, or from the layer that they enter; together they
+        have at most MAX_ROWS rows.
 
         ``send`` is called with their A·x, for each float32 [rows, targets of the product, r_c2d at least], all targets
         of the product whether adapted or not, before the product itself is begun.

@@ -13,8 +13,9 @@ from dllama.cluster import wire
 from dllama.cluster.crew import Crew
 from dllama.cluster.mesh import NodeLost
 from dllama.cluster.settings import ClusterSettings
-from dllama.cluster.stack import NO_ADAPTER, StackMember
+from dllama.cluster.stack import StackMember
 from dllama.cluster.supply import SILENCE_SECONDS
+from dllama.engine.adapters import NO_ADAPTER
 from dllama.errors import ClusterError, DllamaError
 from dllama.formats import FloatType, ModelFile
 from dllama.kernels import jit

@@ -146,7 +146,6 @@ class CpuBackend(Workspace):
     def _take_in(self, passages: Sequence[Passage]) -> None:
         places = [place for passage in passages for place in passage.places]
         self._table_now = self._table(places, ())
-        self._step["adapted"] = any(passage.adapter >= 0 for passage in passages)
         for passage, span in zip(passages, _spans(passages), strict=True):
             self._table_now["adapter"][span] = passage.adapter
             if passage.x is not None:

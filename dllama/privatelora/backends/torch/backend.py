@@ -15,9 +15,9 @@ import torch
 from dllama.engine import memory
 from dllama.engine.memory import in_units
 from dllama.engine.weights import Source
+from dllama.engine.workspace import MAX_ROWS
 from dllama.errors import ModelError, OutOfMemoryError
 from dllama.privatelora.adapter import CloudAdapter
-from dllama.privatelora.backends import MAX_ROWS
 from dllama.privatelora.backends.torch import pages
 from dllama.privatelora.backends.torch.adapters import Adapters
 from dllama.privatelora.backends.torch.plan import Plan

@@ -10,9 +10,8 @@ import numpy as np
 import torch
 
 from dllama.engine import rope
-from dllama.engine.workspace import Place
+from dllama.engine.workspace import MAX_ROWS, Place
 from dllama.formats import ModelConfig
-from dllama.privatelora.backends import MAX_ROWS
 from dllama.privatelora.backends.torch.pages import PAGE, Sequence
 
 FEW_ROWS = 32

@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 
 from dllama.engine.weights import ATTENTION, FEED_FORWARD, NORMS, Source
+from dllama.engine.workspace import MAX_ROWS
 from dllama.formats import Activation, ModelConfig, TensorInfo, expert_name
 from dllama.formats.rotary import to_checkpoint_order
-from dllama.privatelora.backends import MAX_ROWS
 from dllama.privatelora.backends.torch.pages import Pool
 from dllama.privatelora.backends.torch.plan import Plan, Planner
 from dllama.privatelora.backends.torch.weights import PACKED, Matrix, Plain, Scratch
