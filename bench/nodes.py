@@ -61,6 +61,7 @@ class ClusterRun:
     transfer_ms: list[float]
     sent_bytes: list[int]
     received_bytes: list[int]
+    prompt_tokens: int
     prefill_ms: float
     peak_bytes: int  # the root's resident set, pages of the mapped model included
     token_ids: list[int]
@@ -74,6 +75,7 @@ class ClusterRun:
         per_token = (stats[name][WARM_UP:] for name in TOKEN_FIELDS)
         return cls(
             *per_token,
+            stats["prompt_tokens"],
             stats["prefill_ms"],
             stats["peak_rss_bytes"],
             stats["token_ids"],
@@ -152,6 +154,10 @@ class Cluster:
                     raise SystemExit(f"worker {place.address}: {last_line(self._log_path(place)) or state}")
                 time.sleep(0.05)
 
+    def slices(self) -> list[Path]:
+        """The files that the workers keep their slices in."""
+        return [path for path in (self.folder / "dllama" / "slices").rglob("*") if path.is_file()]
+
     def stop_workers(self) -> None:
         """End the workers."""
         for process in self.processes:
@@ -162,7 +168,7 @@ class Cluster:
     def run(self, tokens: int, prompt: int = 16) -> ClusterRun:
         """Generate `WARM_UP` and then `tokens` tokens that count. Raises SystemExit with the root's last line."""
         stats, text = self.folder / "stats.json", self.folder / "prompt.txt"
-        text.write_text(" aaaa" * (prompt - 1))  # a token each, after the one that begins the text
+        text.write_text("a" * (prompt - 2))  # a token each, after the two that begin the text
         command = [*DLLAMA, "inference", "--model", self.weights.model, "--tokenizer", self.weights.tokenizer]
         command += ["--prompt-file", text, "--steps", WARM_UP + tokens, "--max-seq-len", self.context]
         command += ["--temperature", 0, "--nthreads", self.threads, "--stats", stats]

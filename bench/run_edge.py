@@ -45,9 +45,7 @@ def main() -> None:
     cluster_key = key.load(options.key_file)
     settings = EdgeSettings(options.cloud, cluster_key, options.adapter, form=options.form)
     greedy = SamplerSettings(temperature=0.0)
-    with Llama(
-        options.model, options.tokenizer, nthreads=options.threads, context=512, private=settings
-    ) as llama:
+    with Llama(options.model, options.tokenizer, nthreads=options.threads, context=512, private=settings) as llama:
         list(llama.generate(prompt_ids(options.prompt), 4, greedy))
         rtt = round_trip(options.cloud, cluster_key, 2e-3)
         print("ready", flush=True)

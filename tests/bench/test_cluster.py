@@ -28,6 +28,7 @@ def a_run(token_ms: float, sent: int) -> ClusterRun:
         "sent_bytes": [9] * WARM_UP + [sent] * 3,
         "received_bytes": [9] * WARM_UP + [2 * sent] * 3,
         "load_ms": 500.0,
+        "prompt_tokens": 16,
         "prefill_ms": 50.0,
         "peak_rss_bytes": 1000,
         "token_ids": [5] * (WARM_UP + 3),
@@ -46,7 +47,7 @@ def test_figures_are_of_the_mean_tokens_without_the_first_ones():
 def test_one_node_runs_as_every_measure_starts_it(weights):
     with Cluster(on_this_machine(1), weights, context=64) as cluster:
         run = cluster.run(tokens=3, prompt=8)
-    assert len(run.token_ids) == WARM_UP + 3
+    assert len(run.token_ids) == WARM_UP + 3 and run.prompt_tokens == 8
     assert [len(each) for each in (run.token_ms, run.inference_ms, run.transfer_ms, run.sent_bytes)] == [3] * 4
     assert min(run.token_ms) > 0 and run.prefill_ms > 0 and run.peak_bytes > 0 and run.first_token_s > 0
     assert not cluster.folder.exists()
