@@ -22,7 +22,8 @@ from dllama.cluster.key import ClusterKey
 from dllama.cluster.links import Link
 from dllama.cluster.listener import Listener, Peer
 from dllama.cluster.mesh import Mesh
-from dllama.cluster.traffic import Form, vector_bytes
+from dllama.cluster.rounds import Form
+from dllama.cluster.traffic import vector_bytes
 from dllama.formats import FloatType
 
 DIM = 4096
@@ -48,7 +49,7 @@ class Node:
         self.hub, self.other = hub, other
         mesh = Mesh(hub, {1 - index: other}, 1, TIMEOUT, lambda *message: None)
         sums = range(DIM // 2), range(DIM // 2, DIM)
-        self.exchange = AllReduce(mesh, index, sums, Form.MESH, FloatType.Q80, 1, 1)
+        self.exchange = AllReduce(mesh, index, sums, Form.MESH, range(2), FloatType.Q80, 1, 1)
         self.values = np.ones(DIM, np.float32)
 
     def repeat(self, step: int, count: int, pause_us: float) -> list[float]:

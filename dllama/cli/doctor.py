@@ -76,7 +76,7 @@ def _examine(
     yield device.system(HERE)
     yield device.versions(HERE)
     try:
-        yield from device.kernels(HERE, model)
+        yield from device.kernels(HERE, model, bool(addresses))
         own, finding = device.speed(HERE)
     except KernelError as error:
         yield Finding(HERE, "kernels", State.WRONG, str(error), "unset DLLAMA_KERNELS, and the best are chosen")

@@ -8,6 +8,7 @@ The plan:
     node                      what it has to know of a device
     share                     what one node holds of a model, down to rows and columns
     deal, fit                 heads, blocks and rows in proportion to speeds, and within each node's memory
+    rounds                    who sends its part to whom in an exchange
     traffic                   what a token moves between nodes, in bytes and seconds
     planner, plan             who takes part; the result
 

@@ -1,34 +1,45 @@
 """The exchange after a segment: every node ends up with the sums of all nodes' parts.
 
-The sums are the same bits on every node: parts are added in the nodes' order, and what is rounded to travel is rounded
+The sums are the same bits on every node: parts are added in the same order, and what is rounded to travel is rounded
 for its sender too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Sequence
 
 import numpy as np
 
 from dllama.cluster import direct, wire
 from dllama.cluster.direct import Direct
 from dllama.cluster.mesh import Mesh, NodeLost
-from dllama.cluster.traffic import Form, factors, vector_bytes
+from dllama.cluster.rounds import Form, Meeting, meetings
+from dllama.cluster.traffic import vector_bytes
+from dllama.engine.forward import Exchange
 from dllama.formats import FloatType
 from dllama.kernels import tags
 from dllama.kernels.jit import compiled
 from dllama.kernels.travel import decode_sum, encode
 
 
-class AllReduce:
+class AllReduce(Exchange):
     """Sums rows of the residual stream over all nodes, in the plan's form.
 
     ``index``: this node's number; ``sums``: for each node the values that it sums in a reduce-scatter, all of them
-    together [0, dim); ``rows``: the most rows of a step. It is the `Exchange` of a `Forward`.
+    together [0, dim); ``form``, ``order``: as of `meetings`; ``rows``: the most rows of a step.
     """
 
     def __init__(
-        self, mesh: Mesh, index: int, sums: Sequence[range], form: Form, buffer_type: FloatType, epoch: int, rows: int
+        self,
+        mesh: Mesh,
+        index: int,
+        sums: Sequence[range],
+        form: Form,
+        order: Sequence[int],
+        buffer_type: FloatType,
+        epoch: int,
+        rows: int,
     ):
         self._mesh, self._index, self._form, self._epoch, self._sums = mesh, index, form, epoch, sums
         self._type, self._tag = buffer_type, tags.BY_NAME[buffer_type.name.lower()]
@@ -38,12 +49,12 @@ class AllReduce:
         self._views = [memoryview(slot) for slot in self._slots]
         self._places = [slot.ctypes.data for slot in self._slots]
         self._sources = np.array(self._places[:-1])  # a slot for each node's part, and one to send from
-        groups = [] if form is Form.SCATTER else list(_groups(index, factors(form, len(sums))))
-        self._groups = [(self._others(group), self._sources[group]) for group in groups]
+        self._meetings = [] if form is Form.SCATTER else meetings(form, order, index)
         self._direct = None
-        if groups and direct.AVAILABLE:
-            self._direct = Direct(mesh, groups, index, self._slots, self._dim, self._tag)
+        if direct.serves(form):
+            self._direct = Direct(mesh, self._meetings, index, self._slots, self._dim, self._tag)
         self._step = self._round = 0
+        self._seconds = 0.0
         self._encode_rows = compiled(encode, self._tag, 0, 0, 0, 0, 0)
         self._decode_sum = compiled(decode_sum, self._tag, self._sources, 0, 0, 0, 0)
 
@@ -57,20 +68,40 @@ class AllReduce:
         """Turns this node's parts, float32 [rows, dim] at an address, into the sums. Raises NodeLost."""
         if self._direct:
             self._direct.exchange(x, stride, rows, self._nbytes(rows, range(self._dim)))
-        elif self._form is Form.SCATTER:
+            return
+        start = time.perf_counter()
+        if self._form is Form.SCATTER:
             self._reduce_scatter(x, stride, rows)
             self._all_gather(x, stride, rows)
         else:
-            for others, sources in self._groups:
-                self._all_to_all(x, stride, rows, others, sources)
+            for meeting in self._meetings:
+                self._meet(x, stride, rows, meeting)
+        self._seconds += time.perf_counter() - start
 
-    def _all_to_all(self, x: int, stride: int, rows: int, others: Sequence[int], sources: np.ndarray) -> None:
-        """A full mesh of this node and the others, whose parts arrive at ``sources``, its own included."""
+    @property
+    def short_cut(self) -> tuple | None:
+        return self._direct and self._direct.arguments
+
+    def part_bytes(self, rows: int) -> int:
+        """Raises NodeLost."""
+        return self._nbytes(rows, range(self._dim)) if self._direct and self._direct.is_clear else 0
+
+    def go_on(self, x: int, stride: int, rows: int) -> None:
+        """Raises NodeLost."""
+        self._direct.exchange(x, stride, rows, self._nbytes(rows, range(self._dim)), begun=True)
+
+    def end(self) -> float:
+        """The step is over: the seconds that its exchanges took."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds + (self._direct.end() if self._direct else 0.0)
+
+    def _meet(self, x: int, stride: int, rows: int, meeting: Meeting) -> None:
         everything = range(self._dim)
         self._encode(x, stride, rows, everything, self._index)
-        self._send(self._index, rows, everything, others)
-        self._collect(dict.fromkeys(others, everything), rows)
-        self._decode_sum(self._tag, sources, x, stride, rows, self._dim)
+        self._send(self._index, rows, everything, meeting.to)
+        self._collect(dict.fromkeys(meeting.of, everything), rows)
+        if meeting.summed:
+            self._decode_sum(self._tag, self._sources[list(meeting.summed)], x, stride, rows, self._dim)
         self._round += 1
 
     def _reduce_scatter(self, x: int, stride: int, rows: int) -> None:
@@ -122,15 +153,3 @@ class AllReduce:
 
     def _header(self) -> bytes:
         return wire.unchecked(wire.Part(self._epoch, self._step, self._round))
-
-
-def _groups(index: int, sizes: Sequence[int]) -> Iterator[list[int]]:
-    """The nodes that sum with this one, itself included, round by round.
-
-    A node's number is read in the mixed radix of these sizes; in each round the nodes meet that differ in one digit.
-    """
-    step = 1
-    for size in sizes:
-        first = index - index // step % size * step
-        yield list(range(first, first + size * step, step))
-        step *= size

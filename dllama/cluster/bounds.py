@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from dllama.cluster import messages
+from dllama.cluster.rounds import Form
 from dllama.cluster.schema import (
     Checker,
     boolean,
@@ -17,7 +18,6 @@ from dllama.cluster.schema import (
     span,
     text,
 )
-from dllama.cluster.traffic import Form
 from dllama.engine.candidates import MAX_RECENT
 from dllama.formats.blocks import FloatType
 from dllama.formats.config import MAX_DIM, MAX_EXPERTS, MAX_SEQ_LEN, MAX_VOCAB, Activation, Arch, RopeType
@@ -25,7 +25,7 @@ from dllama.privatelora.frozen import MAX_SEED
 from dllama.privatelora.shape import MAX_RANK
 from dllama.targets import TARGETS
 
-PROTOCOL = 4
+PROTOCOL = 5
 """Changes with any message; nodes of different protocols refuse each other."""
 
 MAX_NODES = 256
@@ -83,6 +83,7 @@ PLAN: dict[str, Checker] = {
     "shares": listing(row(span(MAX_DIM), span(MAX_DIM), span(MAX_VOCAB), span(MAX_DIM)), MAX_NODES),
     "addresses": listing(text(MAX_TEXT), MAX_NODES),  # where each node's port is; the root's is ""
     "form": one_of(*(form.name for form in Form)),
+    "order": listing(INDEX, MAX_NODES),  # the nodes' numbers as the rounds of an exchange have them
     "buffer_type": one_of(FloatType.F32, FloatType.Q80),
     "kv_type": one_of(FloatType.F32, FloatType.F16, FloatType.Q80),
     "context": integer(1, MAX_SEQ_LEN),

@@ -8,35 +8,57 @@ from collections.abc import Sequence
 import numpy as np
 import zmq
 
-from dllama.cluster import wire
+from dllama.cluster import hub, wire
 from dllama.cluster.mesh import Mesh, NodeLost
+from dllama.cluster.rounds import Form, Meeting
 from dllama.kernels import libzmq
 from dllama.kernels.jit import compiled
 from dllama.kernels.tags import Tag
-from dllama.kernels.trade import FAILED, GROUP, NODE, OTHER, STATE, trade
+from dllama.kernels.trade import FAILED, GROUP, NODE, OTHER, STATE, example, trade
+from dllama.kernels.travel import decode_sum, encode
 
 AVAILABLE = libzmq.AVAILABLE
 MAX_HEADER = 64
 
 
-class Direct:
-    """Sums rows over groups of nodes, one group in each round.
+def serves(form: Form) -> bool:
+    """Whether exchanges of this form can take the short way here."""
+    return AVAILABLE and form is not Form.SCATTER
 
-    ``groups``: this node and those that it sums with, by number; ``index``: its own number; ``slots``: for each node
-    room for its part, uint8; ``columns``: values in a row.
+
+def prepare(*forms: Tag) -> None:
+    """Compiles what exchanges of these forms need. It takes a while, in which a thread can say nothing."""
+    for form in forms:
+        compiled(encode, form, 0, 0, 0, 0, 0)
+        compiled(decode_sum, form, np.zeros(1, np.int64), 0, 0, 0, 0)
+        if AVAILABLE:
+            _compiled(*example(form))
+
+
+def _compiled(*arguments):
+    return compiled(trade, *arguments, 0, 0, False, 0, 0, 0, 0, 0)
+
+
+class Direct:
+    """Sums rows over nodes, in rounds.
+
+    ``meetings``: this node's rounds; ``index``: its own number; ``slots``: for each node room for its part, uint8;
+    ``columns``: values in a row.
+
+    arguments: the first ones of `trade`
     """
 
     def __init__(
         self,
         mesh: Mesh,
-        groups: Sequence[Sequence[int]],
+        meetings: Sequence[Meeting],
         index: int,
         slots: Sequence[np.ndarray],
         columns: int,
         tag: Tag,
     ):
         self._mesh, self._slots, self._columns, self._tag = mesh, slots, columns, tag
-        others = [[node for node in group if node != index] for group in groups]
+        others = [list(dict.fromkeys(meeting.to + meeting.of)) for meeting in meetings]
         self._numbers = [node for group in others for node in group]
         self._endpoints = [mesh.endpoints[node] for node in self._numbers]
         owners = [list(dict.fromkeys(mesh.endpoints[node].owner for node in group)) for group in others]
@@ -47,12 +69,17 @@ class Direct:
         self._nodes["id"] = [id.ctypes.data for id in self._ids]
         self._nodes["id_bytes"] = [len(id) for id in self._ids]
         self._nodes["slot"] = [slots[node].ctypes.data for node in self._numbers]
+        self._nodes["sends"], self._nodes["expects"] = (
+            [node in getattr(meeting, name) for meeting, nodes in zip(meetings, others, strict=True) for node in nodes]
+            for name in ("to", "of")
+        )
         self._items = np.zeros(len(self._owners), libzmq.ITEM)
         self._items["socket"] = [owner.socket.underlying for owner in self._owners]
         self._items["events"] = zmq.POLLIN
-        self._sources = np.array([slots[node].ctypes.data for group in groups for node in group])
-        self._groups = np.zeros(len(groups) + 1, GROUP)
-        for name, parts in (("nodes", others), ("items", owners), ("sources", groups)):
+        summed = [meeting.summed for meeting in meetings]
+        self._sources = np.array([slots[node].ctypes.data for nodes in summed for node in nodes])
+        self._groups = np.zeros(len(meetings) + 1, GROUP)
+        for name, parts in (("nodes", others), ("items", owners), ("sources", summed)):
             self._groups[name] = np.cumsum([0, *map(len, parts)])
         self._first_due = [number for number, group in enumerate(others) for _ in group]
         self._header, self._frames = np.zeros(MAX_HEADER, np.uint8), libzmq.Frames()
@@ -60,9 +87,10 @@ class Direct:
         self._state = self._states[0]
         self._state["prefix"], self._state["frames"] = self._header.ctypes.data, self._frames.place
         self._state["part"], self._state["clock"] = slots[index].ctypes.data, time.CLOCK_MONOTONIC
+        self._state["spin_ns"] = int(1e9 * hub.SPIN_SECONDS)
         self._own = slots[index]
-        self._fixed = tag, libzmq.API, self._nodes, self._items, self._sources, self._groups, self._states
-        self._trade = compiled(trade, *self._fixed, 0, 0, False, 0, 0, 0, 0, 0)
+        self.arguments = tag, libzmq.API, self._nodes, self._items, self._sources, self._groups, self._states
+        self._trade = _compiled(*self.arguments)
 
     def begin(self, epoch: int, step: int) -> None:
         """The exchanges that follow belong to this step."""
@@ -70,24 +98,31 @@ class Direct:
         prefix = wire.unchecked(wire.Part(epoch, step, 0))[:-1]
         self._header[: len(prefix)] = np.frombuffer(prefix, np.uint8)
         self._state["prefix_bytes"], self._state["round"] = len(prefix), 0
-        self._nodes["due"], self._nodes["missing"] = self._first_due, 1
+        self._nodes["due"], self._nodes["missing"] = self._first_due, self._nodes["expects"]
 
-    def exchange(self, x: int, stride: int, rows: int, nbytes: int) -> None:
+    @property
+    def is_clear(self) -> bool:
+        """Whether the next exchange can begin without Python. Raises NodeLost."""
+        self._require_links()
+        return not self._mesh.has_early
+
+    def exchange(self, x: int, stride: int, rows: int, nbytes: int, begun: bool = False) -> None:
         """Turns this node's parts, float32 rows at an address, of so many bytes as they travel, into the sums. Raises
-        NodeLost."""
-        first, last, posted, deadline = 0, len(self._groups) - 1, False, None
-        begun = int(self._state["round"])
-        while first < last:
-            if any(endpoint.lost for endpoint in self._endpoints):  # its socket may be closed
-                self._mesh.post(self._numbers, wire.encode(wire.Beat()))
-            early = self._mesh.has_early and self._take_early(nbytes)
-            until = first + 1 if early else last
-            stop = self._trade(*self._fixed, first, until, posted, x, stride, rows, self._columns, nbytes)
+        NodeLost.
+
+        begun: whether compiled code has begun it, and has stopped in the middle
+        """
+        start, before = time.perf_counter_ns(), int(self._state["spent_ns"])
+        try:
+            self._exchange(x, stride, rows, nbytes, int(self._state["stop"]) if begun else 0)
+        finally:
+            self._state["spent_ns"] = before + time.perf_counter_ns() - start
             self._count()
-            now_first = int(self._state["round"]) - begun
-            if now_first > first:
-                first, deadline = now_first, None
-            posted = stop != 0
+
+    def _exchange(self, x: int, stride: int, rows: int, nbytes: int, stop: int) -> None:
+        rounds = len(self._groups) - 1
+        first, deadline = int(self._state["round"]) % rounds, None
+        while first < rounds:
             if stop == FAILED:
                 self._post_rest(first, nbytes)
             elif stop == OTHER:
@@ -97,6 +132,28 @@ class Direct:
                     self._mesh.hear(received)
             elif stop:
                 deadline = self._mesh.wait(self._missing(first), deadline)
+            self._require_links()
+            until = first + 1 if self._mesh.has_early and self._take_early(nbytes) else rounds
+            place = first, until, stop != 0, x, stride, rows, self._columns, nbytes
+            stop = self._trade(*self.arguments, *place)
+            before, first = first, int(self._state["round"]) % rounds if stop else until
+            deadline = deadline if first == before else None
+
+    def end(self) -> float:
+        """The step is over: the seconds that its exchanges took."""
+        self._count()
+        seconds, self._state["spent_ns"] = int(self._state["spent_ns"]) / 1e9, 0
+        return seconds
+
+    def _count(self) -> None:
+        self._mesh.sent_bytes += int(self._state["sent"])
+        self._mesh.received_bytes += int(self._state["received"])
+        self._state["sent"] = self._state["received"] = 0
+
+    def _require_links(self) -> None:
+        """Raises NodeLost where one of the links is lost: its socket may be closed."""
+        if any(endpoint.lost for endpoint in self._endpoints):
+            self._mesh.post(self._numbers, wire.encode(wire.Beat()))
 
     def _take_early(self, nbytes: int) -> bool:
         """Takes what the mesh has put aside and is due; whether there may be more. Raises NodeLost."""
@@ -113,7 +170,8 @@ class Direct:
     def _post_rest(self, group: int, nbytes: int) -> None:
         """Sends the part to those of a group that have not got it. Raises NodeLost."""
         header = self._header_of(self._state["round"])
-        rest = self._numbers[self._state["count"] : self._groups["nodes"][group + 1]]
+        places = range(self._state["count"], self._groups["nodes"][group + 1])
+        rest = [self._numbers[i] for i in places if self._nodes["sends"][i]]
         self._mesh.post(rest, [header, self._own[:nbytes].tobytes()])
 
     def _header_of(self, round: int) -> bytes:
@@ -122,8 +180,3 @@ class Direct:
     def _missing(self, group: int) -> list[int]:
         start, end = self._groups["nodes"][group : group + 2]
         return [self._numbers[i] for i in range(start, end) if self._nodes["missing"][i]]
-
-    def _count(self) -> None:
-        self._mesh.sent_bytes += int(self._state["sent"])
-        self._mesh.received_bytes += int(self._state["received"])
-        self._state["sent"] = self._state["received"] = 0

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import zmq
 
+from dllama.kernels.team import usable_cpus
+
 if TYPE_CHECKING:
     from dllama.cluster.links import Link
     from dllama.cluster.listener import Listener, Peer
@@ -16,9 +18,9 @@ if TYPE_CHECKING:
 CONNECTING_SECONDS = 0.1
 """How often links that are not up yet are looked after."""
 
-
-SPIN_SECONDS = 200e-6
-"""Longer than a message takes, short against what a step takes where nodes do not keep pace."""
+SPIN_SECONDS = 200e-6 if usable_cpus() > 1 else 0.0
+"""How long to ask again and again for a message that is on its way: longer than it takes, short against what a step
+takes where nodes do not keep pace. Not where the only CPU is needed to bring it."""
 
 
 class Hub:
@@ -51,7 +53,7 @@ class Hub:
         on its way, and to be woken up for it takes as long as it takes itself. Where messages usually take longer it
         does not even begin, and leaves the CPU to whoever can use it; ``waited`` tells it.
         """
-        if self._usual_wait > SPIN_SECONDS:
+        if self._usual_wait >= SPIN_SECONDS:
             return None
         start = time.perf_counter()
         while True:

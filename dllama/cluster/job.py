@@ -13,9 +13,9 @@ from dllama.cluster.deal import head_unit
 from dllama.cluster.mesh import Mesh
 from dllama.cluster.node import NodeSpec
 from dllama.cluster.plan import Plan
+from dllama.cluster.rounds import Form
 from dllama.cluster.share import Share
 from dllama.cluster.slices import SliceLayout
-from dllama.cluster.traffic import Form
 from dllama.engine.adapter_weights import NUMBERS, lay_out
 from dllama.engine.workspace import MAX_ROWS
 from dllama.errors import PlanError
@@ -33,6 +33,7 @@ class Job:
     shares: tuple[Share, ...]
     addresses: tuple[str, ...]
     form: Form
+    order: tuple[int, ...]  # the nodes' numbers as the rounds of an exchange have them
     buffer_type: FloatType
     kv_type: FloatType
     context: int
@@ -67,7 +68,7 @@ class Job:
         if len(self.shares) == 1:
             return None
         sums = [share.sums for share in self.shares]
-        return AllReduce(mesh, self.index, sums, self.form, self.buffer_type, self.epoch, MAX_ROWS)
+        return AllReduce(mesh, self.index, sums, self.form, self.order, self.buffer_type, self.epoch, MAX_ROWS)
 
     def describe(self) -> str:
         """For people."""
@@ -91,7 +92,7 @@ class Job:
     ) -> Job:
         """A node's part of a plan that the root has made."""
         names = ("", *(node.name for node in plan.nodes[1:]))
-        how = plan.form, plan.buffer_type, plan.kv_type, plan.context
+        how = plan.form, plan.order, plan.buffer_type, plan.kv_type, plan.context
         return cls(epoch, index, plan.shares, names, *how, step_timeout, model_digest, model_name, adapters, stack)
 
     def message(self) -> wire.Plan:
@@ -102,6 +103,7 @@ class Job:
             "shares": [_spans(share) for share in self.shares],
             "addresses": list(self.addresses),
             "form": self.form.name,
+            "order": list(self.order),
             "buffer_type": int(self.buffer_type),
             "kv_type": int(self.kv_type),
             "context": self.context,
@@ -128,6 +130,7 @@ class Job:
             shares,
             tuple(plan["addresses"]),
             Form[plan["form"]],
+            tuple(plan["order"]),
             FloatType(plan["buffer_type"]),
             FloatType(plan["kv_type"]),
             plan["context"],
@@ -144,6 +147,8 @@ class Job:
         config = self.shares[0].config if self.shares else None
         if not len(self.shares) == len(self.addresses) == nodes or not 0 < self.index < nodes:
             raise PlanError("as many shares as addresses are due, and the receiver's own")
+        if sorted(self.order) != list(range(nodes)):
+            raise PlanError(f"{nodes} nodes in the order {self.order}")
         if self.context > config.seq_len:
             raise PlanError(f"a context of {self.context} tokens, and the model's is {config.seq_len}")
         ends = (

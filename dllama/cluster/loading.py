@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+from dllama.cluster import direct
 from dllama.cluster.job import Job
 from dllama.engine.adapter_weights import AdapterWeights
 from dllama.engine.compiling import compiling
@@ -64,12 +65,18 @@ class Loading:
         act, cache = (tags.BY_NAME[kind.name.lower()] for kind in (job.buffer_type, job.kv_type))
         try:
             if job.stack:
-                with compiling(job.share.config, job.buffer_type, job.kv_type, notify, halves=True):
+                with compiling(job.share.config, job.buffer_type, job.kv_type, notify, "halves"):
+                    direct.prepare(act, tags.F32)
                     self._made = CpuBackend(source, team, act, cache, self._tell, job.share.shape, job.share.slices)
                 return
             adapters = AdapterWeights(job.ranks, source) if job.adapters else None
-            with compiling(job.share.config, job.buffer_type, job.kv_type, notify, bool(job.adapters)):
-                self._made = Forward(source, team, act, cache, job.context, self._tell, job.share.shape, adapters)
+            exchanged = act if direct.serves(job.form) and len(job.shares) > 1 else None
+            more = ["adapters"] * bool(job.adapters) + ["exchange"] * (exchanged is not None)
+            with compiling(job.share.config, job.buffer_type, job.kv_type, notify, *more):
+                direct.prepare(act)
+                self._made = Forward(
+                    source, team, act, cache, job.context, self._tell, job.share.shape, adapters, exchanged=exchanged
+                )
         except GivenUp:
             pass
         except BaseException as error:  # it belongs to who waits for the result

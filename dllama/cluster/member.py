@@ -30,7 +30,6 @@ class Member:
         self._forward, self._vocab, self._exchange = forward, job.share.vocab, job.exchange(mesh)
         self._embeddings = Rows(job.buffer_type, forward.config.dim)
         self._sequences: dict[int, KVCache] = {}
-        self._transfer = 0.0
 
     def step(self, message: wire.Step, payload: memoryview) -> tuple[list[Candidates], NodeCost]:
         """A step's candidates, for each wanted row. ``payload``: embeddings of the rows.
@@ -38,7 +37,6 @@ class Member:
         Raises NodeLost, and ValueError or ModelError for rows that no sound root asks for.
         """
         start, sent, received = time.perf_counter(), self.mesh.sent_bytes, self.mesh.received_bytes
-        self._transfer = 0.0
         for sequence in message.freed:
             self._sequences.pop(sequence, None)
         rows = sum(count for _, _, count, _ in message.rows)
@@ -51,22 +49,16 @@ class Member:
         x = self._embeddings.decode(payload, len(places))
         if self._exchange is not None:
             self._exchange.begin(message.step)
-        logits = self._forward.step(x, places, message.wanted, self._timed if self._exchange is not None else None)
+        logits = self._forward.step(x, places, message.wanted, self._exchange)
+        transfer = 0.0 if self._exchange is None else self._exchange.end()
         reduction = Reduction.from_list(message.reduction)
         candidates = [reduce(row, self._vocab.start, reduction) for row in logits]
-        elapsed = time.perf_counter() - start - self._transfer
+        elapsed = time.perf_counter() - start - transfer
         moved = self.mesh.sent_bytes - sent, self.mesh.received_bytes - received
-        return candidates, NodeCost(elapsed * 1e3, self._transfer * 1e3, *moved)
+        return candidates, NodeCost(elapsed * 1e3, transfer * 1e3, *moved)
 
     def _places(self, sequence: int, first: int, count: int, adapter: int) -> list[Place]:
         cache = self._sequences.get(sequence)
         if cache is None:
             cache = self._sequences[sequence] = self._forward.sequence(adapter)
         return [Place(cache, position) for position in range(first, first + count)]
-
-    def _timed(self, x: int, stride: int, rows: int) -> None:
-        start = time.perf_counter()
-        try:
-            self._exchange(x, stride, rows)
-        finally:
-            self._transfer += time.perf_counter() - start

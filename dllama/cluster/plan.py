@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 from dllama.cluster import traffic
 from dllama.cluster.node import NodeSpec
+from dllama.cluster.rounds import Form
 from dllama.cluster.share import Share
-from dllama.cluster.traffic import Form, Round, Traffic
+from dllama.cluster.traffic import Round, Traffic
 from dllama.formats import FloatType, ModelConfig
 
 
@@ -37,6 +38,13 @@ class Plan:
     def nodes(self) -> tuple[NodeSpec, ...]:
         """Those that take part, the root first."""
         return tuple(share.node for share in self.shares)
+
+    @cached_property
+    def order(self) -> tuple[int, ...]:
+        """The nodes' numbers, those first that a message takes least, as the rounds of an exchange have them."""
+        nbytes = traffic.vector_bytes(self.config.dim, self.buffer_type)
+        taken = [node.latency + nbytes / node.bandwidth + traffic.message_seconds(node) for node in self.nodes]
+        return tuple(sorted(range(len(taken)), key=taken.__getitem__))
 
     @cached_property
     def form(self) -> Form:
@@ -100,7 +108,7 @@ class Plan:
         return apart - max(read + message for read, message in zip(reads, messages, strict=True))
 
     def _rounds(self, form: Form) -> list[tuple[Round, int]]:
-        return traffic.rounds(form, self.shares, self.buffer_type, self.top_k)
+        return traffic.rounds(form, self.order, self.shares, self.buffer_type, self.top_k)
 
     def _seconds(self, rounds: list[tuple[Round, int]]) -> float:
         return sum(count * traffic.seconds(round, self.nodes) for round, count in rounds)

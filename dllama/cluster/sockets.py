@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 import zmq
 
 from dllama.cluster.key import ClusterKey
+from dllama.kernels.trade import WAIT_MS
 
 HEARTBEAT_MS = 1000
 SILENCE_MS = 3000
@@ -34,6 +35,7 @@ OPTIONS = {
     zmq.HANDSHAKE_IVL: HANDSHAKE_MS,
     zmq.TCP_KEEPALIVE: 1,
     zmq.IPV6: 1,
+    zmq.RCVTIMEO: WAIT_MS,
 }
 
 

@@ -11,7 +11,7 @@ from dllama.cluster import wire
 from dllama.cluster.all_reduce import AllReduce
 from dllama.cluster.job import Job
 from dllama.cluster.mesh import Mesh
-from dllama.cluster.traffic import Form
+from dllama.cluster.rounds import Form
 from dllama.engine.adapters import NO_ADAPTER
 from dllama.engine.halves import N_TARGETS
 from dllama.engine.kv_cache import KVCache
@@ -49,7 +49,8 @@ class StackSums:
             job = self._job
             form = Form.MESH if job.form is Form.SCATTER else job.form
             spans = [range(width)] * len(job.shares)
-            self._low[width] = AllReduce(self._mesh, job.index, spans, form, FloatType.F32, job.epoch, MAX_ROWS)
+            how = form, job.order, FloatType.F32, job.epoch, MAX_ROWS
+            self._low[width] = AllReduce(self._mesh, job.index, spans, *how)
         self._low[width].begin(self._step + 1)
         self._low[width](x, stride, rows)
 

@@ -1,27 +1,18 @@
 """What a token moves between the nodes, in bytes and in seconds.
 
 The root starts a token by sending its row of the embedding, in the buffers' type, to every worker. After the attention
-and after the FFN of each layer the nodes sum their parts of the residual stream, [dim] values from each, in one of
-these forms:
-
-**full mesh**: everyone sends its whole part to everyone else, and sums by itself. One round.
-**butterfly** (recursive doubling: Thakur, Rabenseifner and Gropp 2005, section 4.4; here of any factors): n nodes are
-f·g·… nodes, and a full mesh sums over f at a time, then over g of these sums, and so on. A round for each prime factor
-of n, with fewer messages: 8 nodes send 3 each in place of 7.
-**reduce-scatter and all-gather**: everyone sends to each node the values that this one sums, then gets its sums. Two
-rounds, of 2/n of the bytes each node would send to the mesh.
-
+and after the FFN of each layer the nodes sum their parts of the residual stream, [dim] values from each: see `rounds`.
 At the end every worker reduces the logits of its rows of the vocabulary to the k likeliest, and sends those.
 
 A round takes as long as its slowest node: its link's latency, the larger of what it sends and receives at the link's
 bandwidth, and what each message costs the CPU. What parts of a round could hide behind work is not counted.
 """
 
-import enum
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from dllama.cluster.node import NodeSpec
+from dllama.cluster.rounds import Form, meetings
 from dllama.cluster.share import Share
 from dllama.formats import FloatType
 from dllama.formats.blocks import BLOCK
@@ -41,14 +32,6 @@ CANDIDATE_BYTES = 8
 """A token id and its logit."""
 
 
-class Form(enum.Enum):
-    """How parts of the residual stream are summed."""
-
-    MESH = "full mesh"
-    BUTTERFLY = "butterfly"
-    SCATTER = "reduce-scatter and all-gather"
-
-
 class Traffic(NamedTuple):
     """Bytes that one node sends and receives, headers included."""
 
@@ -63,8 +46,11 @@ class Round(NamedTuple):
     messages: tuple[int, ...]
 
 
-def rounds(form: Form, shares: Sequence[Share], buffer_type: FloatType, top_k: int) -> list[tuple[Round, int]]:
-    """Every round of a token, with how often it takes place; the root's share is the first.
+def rounds(
+    form: Form, order: Sequence[int], shares: Sequence[Share], buffer_type: FloatType, top_k: int
+) -> list[tuple[Round, int]]:
+    """Every round of a token, with how often it takes place; the root's share is the first. ``form``, ``order``: as of
+    `meetings`.
 
     top_k: likeliest tokens that each node offers to the sampler; 1 is greedy, 0 sends all logits. Top-p or min-p alone
     send fewer, how many depends on the text.
@@ -74,26 +60,13 @@ def rounds(form: Form, shares: Sequence[Share], buffer_type: FloatType, top_k: i
     if form is Form.SCATTER:
         exchange = _scatter(shares, buffer_type)
     else:
-        exchange = [_mesh(shares, nodes, buffer_type) for nodes in factors(form, len(shares))]
+        exchange = _meet(form, order, vector_bytes(shares[0].config.dim, buffer_type))
     exchanges = 2 * shares[0].config.n_layers
     return [
         (_start(shares, buffer_type), 1),
         *((round, exchanges) for round in exchange),
         (_finish(shares, top_k), 1),
     ]
-
-
-def factors(form: Form, nodes: int) -> list[int]:
-    """How many nodes sum at a time, round by round, in a mesh or a butterfly."""
-    if form is Form.MESH:
-        return [nodes]
-    found, factor = [], 2
-    while nodes > 1:
-        while nodes % factor == 0:
-            found.append(factor)
-            nodes //= factor
-        factor += 1
-    return found
 
 
 def seconds(round: Round, nodes: Sequence[NodeSpec]) -> float:
@@ -130,10 +103,16 @@ def _start(shares: Sequence[Share], buffer_type: FloatType) -> Round:
     return Round((Traffic(workers * message, 0), *[Traffic(0, message)] * workers), (workers, *[1] * workers))
 
 
-def _mesh(shares: Sequence[Share], nodes: int, buffer_type: FloatType) -> Round:
-    """A full mesh of each so many nodes."""
-    nbytes = (nodes - 1) * _message(vector_bytes(shares[0].config.dim, buffer_type))
-    return Round((Traffic(nbytes, nbytes),) * len(shares), (2 * (nodes - 1),) * len(shares))
+def _meet(form: Form, order: Sequence[int], nbytes: int) -> list[Round]:
+    message = _message(nbytes)
+    each = [meetings(form, order, node) for node in range(len(order))]
+    return [
+        Round(
+            tuple(Traffic(len(meeting.to) * message, len(meeting.of) * message) for meeting in round),
+            tuple(len(meeting.to) + len(meeting.of) for meeting in round),
+        )
+        for round in zip(*each, strict=True)
+    ]
 
 
 def _scatter(shares: Sequence[Share], buffer_type: FloatType) -> list[Round]:

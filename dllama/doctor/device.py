@@ -39,8 +39,9 @@ def versions(node: str) -> Finding:
     return Finding(node, "version", State.OK, text, value=__version__)
 
 
-def kernels(node: str, model: ModelFile) -> Iterator[Finding]:
-    """What the CPU's features select, and whether it has been compiled. Raises KernelError."""
+def kernels(node: str, model: ModelFile, cluster: bool) -> Iterator[Finding]:
+    """What the CPU's features select, and whether it has been compiled, for a cluster's root or else for any node.
+    Raises KernelError."""
     from dllama.engine.compiling import forms_of
     from dllama.kernels import cpu, jit
 
@@ -51,12 +52,13 @@ def kernels(node: str, model: ModelFile) -> Iterator[Finding]:
     else:
         text = f"{name}: the CPU has none of the instructions that the others need"
         yield Finding(node, "kernels", State.SLOW, text, "use a CPU with AVX2 or NEON", name)
-    forms = forms_of(model.config, BUFFER_TYPE, KV_TYPE)
-    if jit.is_compiled(*forms):
+    types = model.config, BUFFER_TYPE, KV_TYPE
+    forms, exchanging = forms_of(*types), forms_of(*types, "exchange")
+    if jit.is_compiled(*exchanging) or (not cluster and jit.is_compiled(*forms)):
         yield Finding(node, "compiled", State.OK, f"in {jit.CACHE}")
         return
     text = f"the kernels for {forms[0]} weights are not compiled yet: the first text will have to wait"
-    advice = 'dllama inference --local-workers 1 --prompt "Hello" --steps 2'
+    advice = f"dllama inference {'--local-workers 1 ' if cluster else ''}--prompt Hello --steps 2"
     yield Finding(node, "compiled", State.SLOW, text, advice if jit.KEEPS else f"make {jit.CACHE} writable")
 
 

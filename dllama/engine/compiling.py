@@ -10,30 +10,24 @@ from dllama.formats.files import reason
 from dllama.kernels import jit
 
 
-def forms_of(
-    config: ModelConfig, buffer_type: FloatType, kv_type: FloatType, adapters: bool = False, halves: bool = False
-) -> list[str]:
-    """What kernels are compiled for, as `jit.is_compiled` has it."""
+def forms_of(config: ModelConfig, buffer_type: FloatType, kv_type: FloatType, *more: str) -> list[str]:
+    """What kernels are compiled for, as `jit.is_compiled` has it; ``more``: "adapters", "halves" or "exchange", where
+    they have to do with these."""
     forms = [kind.name.lower() for kind in (config.weight_type, buffer_type, kv_type)]
-    return forms + ["experts"] * config.arch.has_experts + ["adapters"] * adapters + ["halves"] * halves
+    return forms + ["experts"] * config.arch.has_experts + list(more)
 
 
 @contextmanager
 def compiling(
-    config: ModelConfig,
-    buffer_type: FloatType,
-    kv_type: FloatType,
-    notify: Callable[[str], None],
-    adapters: bool = False,
-    halves: bool = False,
+    config: ModelConfig, buffer_type: FloatType, kv_type: FloatType, notify: Callable[[str], None], *more: str
 ) -> Iterator[None]:
-    """The block makes a `Forward` for such a model, with adapters or without, or what runs it in halves (see `halves`).
-    Raises FileError where its kernels cannot be stored.
+    """The block makes a `Forward` for such a model, or what runs it in halves; ``more`` as in `forms_of`. Raises
+    FileError where its kernels cannot be stored.
 
     Several processes that need the same kernels wait for the first of them to compile: a machine's local workers would
     else compile side by side, and take as many times as long.
     """
-    forms = forms_of(config, buffer_type, kv_type, adapters, halves)
+    forms = forms_of(config, buffer_type, kv_type, *more)
     if jit.is_compiled(*forms):
         yield
         return

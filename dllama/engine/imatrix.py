@@ -6,13 +6,14 @@ those of the output matrix. An expert's matrices are measured over the tokens th
 """
 
 import ctypes
+import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from dllama.engine.experts import GROUP
-from dllama.engine.forward import Forward
+from dllama.engine.forward import Exchange, Forward
 from dllama.engine.workspace import MAX_ROWS, Place
 from dllama.errors import ModelError
 from dllama.formats import ModelFile, expert_name
@@ -26,6 +27,16 @@ OUTPUT = {"norm_out": ("output",)}
 """For each kind of segment, the buffers that hold inputs of products, and the matrices that these meet."""
 
 STRIDES = {"norm_out": "x_stride", "attention": "attention_stride", "hidden": "hidden_row_stride"}
+
+
+class _AfterEach(Exchange):
+    """Nothing is exchanged: a function is called with the segment's number and the rows."""
+
+    def __init__(self, function: Callable[[int, int], None]):
+        self._function, self._segments = function, itertools.count()
+
+    def __call__(self, x: int, stride: int, rows: int) -> None:
+        self._function(next(self._segments), rows)
 
 
 class Recorder(Forward):
@@ -58,11 +69,7 @@ class Recorder(Forward):
         for first in range(0, len(tokens), MAX_ROWS):
             batch = tokens[first : first + MAX_ROWS]
             places = [Place(sequence, first + i) for i in range(len(batch))]
-            segments = iter(range(2 * self.config.n_layers))
-            self.step(
-                self._embedding[batch], places, range(len(batch)),
-                lambda y, stride, rows, segments=segments: self._add_segment(next(segments), rows),
-            )  # fmt: skip
+            self.step(self._embedding[batch], places, range(len(batch)), _AfterEach(self._add_segment))
             self._add(OUTPUT, None, len(batch))
             self.tokens += len(batch)
 

@@ -43,7 +43,7 @@ class LocalEngine:
         if adapters:
             weights = AdapterWeights(ranks_of(adapters, model.config), model)
             weights.fill(values_of(adapters, model.config))
-        with compiling(model.config, buffer_type, kv_type, notify, bool(adapters)):
+        with compiling(model.config, buffer_type, kv_type, notify, *["adapters"] * bool(adapters)):
             loaded = partial(progress, "loading weights")
             self._forward = Forward(model, team, act, cache, context, loaded, adapters=weights)
         self.cost = ()

@@ -4,8 +4,8 @@ A layer has two **segments**, and an exchange belongs after each: the attention 
 this node's part of the attention output, the FFN segment into its part of the FFN output; with several nodes the parts
 are summed before the next segment adds them to the stream. Segment 2·l is the attention of layer l, 2·l + 1 its FFN,
 2·n_layers the output rows. On one node a whole step is one call of every thread. With several nodes the helpers still
-make one call, but stop at a gate before each segment until the leading thread, which comes back from its call to
-exchange the parts, calls again for the next.
+make one call, but stop at a gate before each segment until the leading thread comes there too. It exchanges the parts
+in between, and stays in compiled code as long as those of the other nodes come as they should.
 
 Within a segment `stages` follow one another.
 """
@@ -16,14 +16,17 @@ from dllama.engine.stages import activate, attend_rows, convert, norm, product, 
 from dllama.kernels.elementwise import add, rms_norm, to_acts
 from dllama.kernels.jit import jit
 from dllama.kernels.team import gate, meet, take
+from dllama.kernels.trade import trade
 
 
 @jit
-def run_segments(thread, weight, act, cache, step, layers, mixture, adapters, rows, first, last):
-    """Segments ``first`` up to ``last``; every thread of the team calls it with its own number.
+def run_segments(thread, weight, act, cache, step, layers, mixture, adapters, exchange, rows, first, last):
+    """Segments ``first`` up to ``last``; every thread of the team calls it with its own number. Returns the first
+    segment whose exchange has stopped before its end, ``last`` where none has.
 
     mixture: ``EXPERT`` records [layers, experts], or None; a model without experts is compiled without their stages
     adapters: ``LOW_RANK`` records [adapters, layers, targets], or None, and then likewise
+    exchange: the first arguments of `trade`, or None, and then likewise
     """
     s = step[0]
     base = 0
@@ -31,7 +34,7 @@ def run_segments(thread, weight, act, cache, step, layers, mixture, adapters, ro
         if s.gated:
             base = 0
             if gate(thread, s.sync, s.threads):
-                return
+                return last
         if segment == 2 * len(layers):
             base = _output(thread, base, weight, act, s, rows)
         elif segment % 2 == 0:
@@ -40,6 +43,20 @@ def run_segments(thread, weight, act, cache, step, layers, mixture, adapters, ro
             base = _feed_forward(thread, base, weight, act, s, layers[segment // 2], adapters, rows, segment)
         else:
             base = _mixture(thread, base, weight, act, s, layers[segment // 2], mixture[segment // 2])
+        if exchange is not None and thread == 0 and s.part_bytes and segment < 2 * len(layers):
+            if _exchange(s, exchange):
+                return segment
+    return last
+
+
+@jit
+def _exchange(s, exchange):
+    """The parts of all nodes are summed; whether that has stopped before its end."""
+    tag, api, nodes, items, sources, groups, states = exchange
+    rounds = len(groups) - 1
+    return trade(
+        tag, api, nodes, items, sources, groups, states, 0, rounds, False, s.y, s.x_stride, s.rows, s.dim, s.part_bytes
+    )
 
 
 @jit

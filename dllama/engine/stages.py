@@ -30,7 +30,7 @@ def _record(**fields):
 
 STEP = _record(
     i8="""
-    sync threads gated
+    sync threads gated part_bytes
     rows logit_rows
     dim hidden_dim heads kv_heads group group_start head_dim vocab
     dim_bytes q_bytes hidden_bytes
@@ -50,7 +50,8 @@ STEP = _record(
 )
 """Sizes, addresses and strides (bytes) of a step.
 
-gated: whether threads stop at a gate before each segment.
+gated: whether threads stop at a gate before each segment; part_bytes: what a node's part takes to travel, where
+compiled code is to exchange it after a segment, else 0.
 rows: tokens in the batch; logit_rows: those whose logits are wanted; heads, kv_heads, hidden_dim, vocab: this node's.
 group: query heads of a kv head; group_start: those of this node's first kv head that nodes before it have.
 dim_bytes, q_bytes, hidden_bytes: from one row of weights to the next, for inputs of the width of the residual stream,

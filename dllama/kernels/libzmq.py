@@ -62,14 +62,15 @@ def poll(e, function, items, count, timeout_ms):
 
 
 @jit
-def message(api, socket, frames):
-    """A message that is there: its frames, without those in excess, and how many they are; 0 where there is none."""
+def message(api, socket, frames, flags):
+    """A message: its frames, without those in excess, and how many they are; 0 where there is none. ``flags``: NOBLOCK,
+    or 0 to wait for one as long as the socket's RCVTIMEO says."""
     count = 0
     while True:
         frame = frames + min(count, FRAMES - 1) * FRAME_BYTES
-        if receive(api[0].zmq_msg_recv, frame, socket, NOBLOCK) < 0:
+        if receive(api[0].zmq_msg_recv, frame, socket, flags) < 0:
             return count
-        count = min(count + 1, FRAMES)
+        count, flags = min(count + 1, FRAMES), NOBLOCK
         if not more(api[0].zmq_msg_more, frame):
             return count
 

@@ -12,31 +12,33 @@ from numba import types
 
 from dllama.kernels.emit import I8, I32, I64, const, emitted
 from dllama.kernels.jit import jit
-from dllama.kernels.libzmq import FRAME_BYTES, MORE, NOBLOCK, message, of_frame, poll, send
+from dllama.kernels.libzmq import API, FRAME_BYTES, ITEM, MORE, NOBLOCK, message, of_frame, poll, send
 from dllama.kernels.travel import decode_sum, encode
 
-SPIN_NS = 200_000
-"""Longer than a message takes, short against what a step takes where nodes do not keep pace."""
 WAIT_MS = 100
-"""How long to wait for these sockets alone; others want to be looked after too."""
+"""How long to wait for these sockets alone, which have it as their RCVTIMEO; others want to be looked after too."""
 
 RETRIES = 1000
 
 LATE, OTHER, FAILED = 1, 2, 3
 """Why `trade` stops: parts do not come in time; a message is something else; one cannot be sent."""
 
-NODE = np.dtype([(name, np.int64) for name in ("socket", "id", "id_bytes", "slot", "due", "missing")])
-"""Where a node's messages come and go; its routing id, of no bytes at a DEALER; where its part belongs, in which round
-it is due, and whether it is still to come."""
+NODE = np.dtype(
+    [(name, np.int64) for name in ("socket", "id", "id_bytes", "slot", "sends", "expects", "due", "missing")]
+)
+"""A node that is met in a round. Where its messages come and go; its routing id, of no bytes at a DEALER; where its
+part belongs; whether it gets this node's part, and whether its own is expected; in which round that is due, and whether
+it is still to come."""
 GROUP = np.dtype([(name, np.int64) for name in ("nodes", "items", "sources")])
 """Where in these arrays a group begins; the last one only ends."""
 STATE = np.dtype(
-    [(name, np.int64) for name in ("prefix", "prefix_bytes", "part", "round", "clock", "sent", "received", "usual_ns")]
-    + [(name, np.int64) for name in ("frames", "item", "count")]
+    [(name, np.int64) for name in ("prefix", "prefix_bytes", "part", "round", "clock", "sent", "received", "spent_ns")]
+    + [(name, np.int64) for name in ("usual_ns", "spin_ns", "frames", "item", "count", "stop")]
 )
 """The prefix, and room for the rest of a header after it; where this node's part goes; the round; which clock; the
-bytes sent and received; how long parts usually take; room for frames, and what they are if the message is something
-else: the number of the socket, and how many there are (where sending fails, whom it fails to)."""
+bytes sent and received, and the time in exchanges; how long parts usually take, and for how long to ask for them again
+and again; room for frames, and what they are if the message is something else: the number of the socket, and how many
+there are (where sending fails, whom it fails to); why it has stopped."""
 
 _sched_yield = types.ExternalFunction("sched_yield", types.int32())
 
@@ -96,6 +98,8 @@ def _post(api, nodes, first, last, state, nbytes):
     function, header = api[0].zmq_send, _header(state, state.round)
     for i in range(first, last):
         node = nodes[i]
+        if not node.sends:
+            continue
         if node.id_bytes:
             if send(function, node.socket, node.id, node.id_bytes, MORE) < 0:
                 return i
@@ -122,9 +126,9 @@ def _sort_in(api, nodes, socket, state, count, nbytes):
             frame += FRAME_BYTES
         header = _header(state, node.due)
         if not node.missing or of_frame(size, frame) != header or of_frame(size, frame + FRAME_BYTES) != nbytes:
-            return -1
+            continue
         if not _same(of_frame(data, frame), state.prefix, header):
-            return -1
+            continue
         _copy(node.slot, of_frame(data, frame + FRAME_BYTES), nbytes)
         node.missing = 0
         state.received += header + nbytes
@@ -138,16 +142,21 @@ def _take(api, nodes, first, last, items, first_item, last_item, state, nbytes):
 
     First it asks again and again and offers the CPU to ZeroMQ's own threads in between: on a fast network the answer is
     on its way, and to be woken up for it takes as long as it takes itself. Where messages usually take longer it leaves
-    the CPU to whoever can use it.
+    the CPU to whoever can use it. It then waits in the call that receives, which asks the system half as often as a
+    poll before it, where all come from one socket.
     """
     due = 0
     for i in range(first, last):
         due += nodes[i].missing
-    start = now = 0
+    if due == 0:
+        return 0
+    one = last_item - first_item == 1
+    waits = one and state.usual_ns >= state.spin_ns
+    start = now = _nanoseconds(state.clock)
     while due:
         found = False
         for i in range(first_item, last_item):
-            count = message(api, items[i].socket, state.frames)
+            count = message(api, items[i].socket, state.frames, 0 if waits else NOBLOCK)
             if count:
                 node = _sort_in(api, nodes, items[i].socket, state, count, nbytes)
                 if node < 0:
@@ -157,28 +166,23 @@ def _take(api, nodes, first, last, items, first_item, last_item, state, nbytes):
                 due -= first <= node < last
                 if due == 0:
                     break
+        now = _nanoseconds(state.clock)
         if found:
             continue
-        now = _nanoseconds(state.clock)
-        start = start or now
-        if state.usual_ns < SPIN_NS and now - start < SPIN_NS:
+        if state.usual_ns < state.spin_ns and now - start < state.spin_ns:
             _sched_yield()
-        elif poll(api[0].zmq_poll, items.ctypes.data + 16 * first_item, last_item - first_item, WAIT_MS) <= 0:
-            state.usual_ns += (2 * SPIN_NS - state.usual_ns) // 16
+        elif one and not waits:
+            waits = True
+        elif one or poll(api[0].zmq_poll, items.ctypes.data + 16 * first_item, last_item - first_item, WAIT_MS) <= 0:
+            state.usual_ns += (2 * state.spin_ns - state.usual_ns) // 16
             return LATE
-        else:
-            now = _nanoseconds(state.clock)
-    state.usual_ns += (min(now - start, 2 * SPIN_NS) - state.usual_ns) // 16
+    state.usual_ns += (min(now - start, 2 * state.spin_ns) - state.usual_ns) // 16
     return 0
 
 
 @jit
-def trade(tag, api, nodes, items, sources, groups, states, first, last, posted, x, stride, rows, columns, nbytes):
-    """Rounds ``first`` to ``last`` of an exchange of rows of floats at ``x``: 0, or the reason why it stops in a round.
-
-    ``posted``: whether the first round's part has been sent.
-    """
-    state, rounds = states[0], len(groups) - 1
+def _rounds(tag, api, nodes, items, sources, groups, state, first, last, posted, x, stride, rows, columns, nbytes):
+    rounds = len(groups) - 1
     for g in range(first, last):
         group, end = groups[g], groups[g + 1]
         if not posted:
@@ -190,9 +194,30 @@ def trade(tag, api, nodes, items, sources, groups, states, first, last, posted, 
         stop = _take(api, nodes, group.nodes, end.nodes, items, group.items, end.items, state, nbytes)
         if stop:
             return stop
-        decode_sum(tag, sources[group.sources : end.sources], x, stride, rows, columns)
+        if group.sources < end.sources:
+            decode_sum(tag, sources[group.sources : end.sources], x, stride, rows, columns)
         for i in range(group.nodes, end.nodes):
             nodes[i].due += rounds
-            nodes[i].missing = 1
+            nodes[i].missing = nodes[i].expects
         state.round += 1
     return 0
+
+
+@jit
+def trade(tag, api, nodes, items, sources, groups, states, first, last, posted, x, stride, rows, columns, nbytes):
+    """Rounds ``first`` to ``last`` of an exchange of rows of floats at ``x``: 0, or the reason why it stops in a round.
+
+    ``posted``: whether the first round's part has been sent.
+    """
+    start = _nanoseconds(states[0].clock)
+    stop = _rounds(
+        tag, api, nodes, items, sources, groups, states[0], first, last, posted, x, stride, rows, columns, nbytes
+    )
+    states[0].stop = stop
+    states[0].spent_ns += _nanoseconds(states[0].clock) - start
+    return stop
+
+
+def example(tag) -> tuple:
+    """Arguments of the types that `trade` gets before ``first``."""
+    return tag, API, np.zeros(1, NODE), np.zeros(1, ITEM), np.zeros(1, np.int64), np.zeros(2, GROUP), np.zeros(1, STATE)

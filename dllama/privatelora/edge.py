@@ -88,7 +88,7 @@ class EdgeEngine:
         own = [layer for layer in range(self.config.n_layers) if layer not in self._layers]
         adapters = self._own_adapters(own)
         act, cache = (tags.BY_NAME[kind.name.lower()] for kind in (buffer_type, kv_type))
-        with compiling(self.config, buffer_type, kv_type, notify, adapters is not None):
+        with compiling(self.config, buffer_type, kv_type, notify, *["adapters"] * (adapters is not None)):
             loaded = partial(progress, "loading weights")
             self._forward = Forward(model, team, act, cache, context, loaded, adapters=adapters, only=own)
         self._stream = Rows(self._form, self.config.dim)

@@ -187,10 +187,11 @@ def test_only_the_node_that_is_cut_off_is_left_out(workers, cables, expected):
 
 
 def test_the_link_between_two_workers_breaks(workers, cables, expected):
-    first, second, third = cables(workers(3))
-    with Root([first.address, second.address, third.address]) as root:
+    """With three nodes, as more do not use every link in a butterfly, and one that is not used is not missed."""
+    first, second = cables(workers(2))
+    with Root([first.address, second.address]) as root:
         assert root.write(lambda: second.cut(1)) == expected[PROMPT]
-        assert root.nodes == 3, "one of the two is enough"
+        assert root.nodes == 2, "one of the two is enough"
         assert len(root.lines) == 1 and "cannot reach it" in root.lines[0]
 
 

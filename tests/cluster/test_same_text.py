@@ -8,8 +8,8 @@ import pytest
 
 from dllama import Llama, SamplerSettings
 from dllama.cluster import crew, key
+from dllama.cluster.rounds import Form
 from dllama.cluster.settings import ClusterSettings
-from dllama.cluster.traffic import Form
 from dllama.errors import ClusterError
 from dllama.formats import FloatType, ModelFile
 from dllama.lora import write_lora
@@ -88,7 +88,7 @@ def test_a_mixture_of_experts(workers, models, alone, weights, nodes):
         assert ids(llama.generate(PROMPT, 24, GREEDY)) == alone(("experts", weights))
 
 
-@pytest.mark.parametrize("nodes, kind", [(2, Form.SCATTER), (3, Form.BUTTERFLY), (4, Form.BUTTERFLY), (7, Form.MESH)])
+@pytest.mark.parametrize("nodes, kind", [(2, Form.SCATTER), (3, Form.FOLD), (4, Form.BUTTERFLY), (7, Form.MESH)])
 def test_the_embedded_model(workers, form, nodes, kind):
     with Llama(buffer_float_type="f32") as llama:
         expected = list(llama.generate(EMBEDDED, 40, GREEDY))

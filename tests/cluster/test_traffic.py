@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from dllama.cluster import traffic
 from dllama.cluster.deal import head_unit
 from dllama.cluster.planner import make_plan
-from dllama.cluster.traffic import Form, Traffic
+from dllama.cluster.rounds import Form
+from dllama.cluster.traffic import Traffic
 from dllama.formats import FloatType
 from tests.cluster.models import LLAMA2_7B, TINY, configs, equal_nodes
 
@@ -19,7 +20,7 @@ COST = traffic.MESSAGE_SECONDS
 
 
 def rounds(plan, form):
-    return traffic.rounds(form, plan.shares, plan.buffer_type, plan.top_k)
+    return traffic.rounds(form, plan.order, plan.shares, plan.buffer_type, plan.top_k)
 
 
 def seconds(moved, messages, nodes):
@@ -65,10 +66,15 @@ def test_a_butterfly_where_messages_cost_more_than_rounds():
     assert plan.traffic[1] == (64 * 3 * VECTOR + PAIR, 64 * 3 * VECTOR + VECTOR)
 
 
-@pytest.mark.parametrize(("nodes", "sizes"), [(2, [2]), (5, [5]), (6, [2, 3]), (8, [2, 2, 2]), (12, [2, 2, 3])])
-def test_a_butterfly_has_a_round_for_each_prime_factor(nodes, sizes):
-    assert traffic.factors(Form.BUTTERFLY, nodes) == sizes
-    assert traffic.factors(Form.MESH, nodes) == [nodes]
+def test_a_slow_device_is_folded_onto_a_fast_one():
+    slow, *fast = equal_nodes(3, read_speed=9e9, latency=0.05e-3)
+    plan = make_plan(LLAMA2_7B, [replace(slow, read_speed=3e9), *fast], [1, 3, 3])
+    assert plan.form is Form.FOLD and plan.order == (1, 2, 0)
+    _, there, middle, back, _ = rounds(plan, Form.FOLD)
+    none, one = Traffic(0, 0), Traffic(VECTOR, VECTOR)
+    assert there == (((Traffic(VECTOR, 0), Traffic(0, VECTOR), none), (1, 1, 0)), 64)
+    assert middle == (((none, one, one), (0, 2, 2)), 64)
+    assert back == (((Traffic(0, VECTOR), Traffic(VECTOR, 0), none), (1, 1, 0)), 64)
 
 
 def test_reduce_scatter_and_all_gather_on_slow_links():

@@ -39,7 +39,7 @@ def open_backend(
     def cpu(model: ModelFile, progress: Callable[[int, int], None]) -> Backend:
         memory.require(model.config, 1, kv_type, model.path)
         act, cache = (tags.BY_NAME[kind.name.lower()] for kind in (buffer_type, kv_type))
-        with compiling(model.config, buffer_type, kv_type, notify, halves=True):
+        with compiling(model.config, buffer_type, kv_type, notify, "halves"):
             return CpuBackend(model, Team(nthreads), act, cache, progress)
 
     def auto(model: ModelFile, progress: Callable[[int, int], None]) -> Backend:
