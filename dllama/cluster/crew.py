@@ -194,10 +194,18 @@ class Crew:
             raise ClusterError(f"worker {lost} is lost, and the rest cannot hold the model: {error}") from None
 
     def _nodes(self, by_speed: bool) -> list[NodeSpec]:
-        """The nodes at hand. To measure this one's speed takes a while, and is left until shares go by speed."""
+        """The nodes at hand. To measure this one's speed takes a while, and is left until shares go by speed. Until
+        then the others' say nothing either."""
         if by_speed and self._spec.read_speed is None:
             self._spec = replace(self._spec, read_speed=read_speed(self._team))
-        nodes = [self._spec, *(worker.spec for worker in self._recruits)]
+        workers = [worker.spec for worker in self._recruits]
+        root = self._spec
+        if workers:  # each was measured with this node at the other end
+            latency, bandwidth = min(each.latency for each in workers), max(each.bandwidth for each in workers)
+            root = replace(root, latency=latency, bandwidth=bandwidth)
+        nodes = [root, *workers]
+        if not by_speed:
+            nodes = [replace(node, read_speed=None) for node in nodes]
         taken = sum(adapter.nbytes for adapter in self._adapters)  # whole, though a node has a slice of most
         return [node if node.memory is None else replace(node, memory=max(0, node.memory - taken)) for node in nodes]
 
