@@ -16,6 +16,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 
@@ -47,13 +48,27 @@ PUBLISHED = {
 
 
 def scaling(options: argparse.Namespace, weights: Weights) -> None:
-    """1, 2, 4 and 8 devices with the same part of a core each."""
-    with devices_of([options.cpu] * max(NODES), options) as devices:
-        runs = {count: [] for count in NODES}
-        for count in NODES:
-            with Cluster(on_devices(devices)[:count], weights, CONTEXT) as cluster:
-                runs[count] = repeat(cluster, options, f"{count} nodes")
+    """1, 2, 4 and 8 devices with the same part of a core each.
+
+    The same workers serve all counts, in turn, and before each run memory is full of files' pages: how fast it is
+    depends on which pages of it a run gets.
+    """
+    counts = options.nodes
+    published = PUBLISHED if options.shape == "llama2-7b" else {}
+    with UsedMemory(options.dir) as used, devices_of([options.cpu] * max(counts), options) as devices:
+        with Cluster(on_devices(devices), weights, CONTEXT) as cluster:
+
+            def run(count: int) -> ClusterRun:
+                used.fill(weights.model)
+                return cluster.run(options.tokens, count)
+
+            sides = {f"{count} nodes": partial(run, count) for count in counts}
+            runs = dict(zip(counts, take_turns(options.rounds, sides).values(), strict=True))
     ms = {count: figures(each) for count, each in runs.items()}
+    one = [token_ms(each) for each in runs[counts[0]]]
+    speed_ups = {
+        count: Figure.of([a / token_ms(b) for a, b in zip(one, each, strict=True)]) for count, each in runs.items()
+    }
     print(f"\n{options.shape}, devices of {options.cpu:g} of a core, links of {options.link}\n")
     print_table(
         ("nodes", "a token", "inference", "transfer", "sent", "received", "speed-up", "published, Pi 4B", "speed-up"),
@@ -62,11 +77,11 @@ def scaling(options: argparse.Namespace, weights: Weights) -> None:
                 count,
                 *(ms[count][name].text(unit=" ms") for name in ("token", "inference", "transfer")),
                 *(f"{ms[count][name].median:.0f} kB" for name in ("sent_kb", "received_kb")),
-                f"{ms[1]['token'].median / ms[count]['token'].median:.2f} ×",
-                f"{PUBLISHED[count][0]:.0f} ms",
-                f"{PUBLISHED[1][0] / PUBLISHED[count][0]:.2f} ×",
+                speed_ups[count].text(2, " ×"),
+                f"{published[count][0]:.0f} ms" if count in published else "",
+                f"{published[1][0] / published[count][0]:.2f} ×" if count in published else "",
             )
-            for count in NODES
+            for count in counts
         ],
     )
     name = options.name or f"cluster-scaling-{options.shape}"
@@ -75,14 +90,16 @@ def scaling(options: argparse.Namespace, weights: Weights) -> None:
         {
             **described("scaling", options, cpu=options.cpu, link=options.link, period_ms=options.period),
             "nodes": {count: {key: asdict(figure) for key, figure in each.items()} for count, each in ms.items()},
-            "published_pi4_ms": PUBLISHED,
+            "speed_up": {count: asdict(each) for count, each in speed_ups.items()},
+            "published_pi4_ms": published,
             "rounds": as_json({str(count): each for count, each in runs.items()}),
         },
     )
     ours = {count: (each["inference"].median, each["transfer"].median) for count, each in ms.items()}
-    theirs = {count: (inference, transfer) for count, (_, inference, transfer) in PUBLISHED.items()}
-    title = f"dllama, {options.shape}, emulated devices"
-    plot.bars(RESULTS / f"{name}.png", {title: ours, "Distributed Llama, Llama 2 7B, Pi 4B": theirs})
+    sides = {f"dllama, {options.shape}, emulated devices": ours}
+    if published:
+        sides["Distributed Llama, Llama 2 7B, Pi 4B"] = {count: times[1:] for count, times in published.items()}
+    plot.bars(RESULTS / f"{name}.png", sides)
 
 
 def unequal(options: argparse.Namespace, weights: Weights) -> None:
@@ -266,6 +283,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="runs of each side, default %(default)s")
     parser.add_argument("--tokens", type=int, default=24, help="tokens that count in a run, default %(default)s")
     parser.add_argument("--cpu", type=float, default=0.1, help="slowest emulated device: part of a core, default 0.1")
+    parser.add_argument(
+        "--nodes", type=int, nargs="+", default=NODES, help="scaling: numbers of devices, the first is the measure"
+    )
     parser.add_argument("--link", default="1gbit", help="emulated device: rate of its link, default %(default)s")
     parser.add_argument(
         "--period", type=float, default=100, help="emulated device: ms between its turns, default %(default)s"

@@ -165,17 +165,21 @@ class Cluster:
             process.wait()
         self.processes.clear()
 
-    def run(self, tokens: int, prompt: int = 16) -> ClusterRun:
-        """Generate `WARM_UP` and then `tokens` tokens that count. Raises SystemExit with the root's last line."""
+    def run(self, tokens: int, nodes: int | None = None, prompt: int = 16) -> ClusterRun:
+        """Generate `WARM_UP` and then `tokens` tokens that count, on so many of the nodes, or all of them.
+
+        Raises SystemExit with the root's last line.
+        """
+        workers = self.workers if nodes is None else self.workers[: nodes - 1]
         stats, text = self.folder / "stats.json", self.folder / "prompt.txt"
         text.write_text("a" * (prompt - 2))  # a token each, after the two that begin the text
         command = [*DLLAMA, "inference", "--model", self.weights.model, "--tokenizer", self.weights.tokenizer]
         command += ["--prompt-file", text, "--steps", WARM_UP + tokens, "--max-seq-len", self.context]
         command += ["--temperature", 0, "--nthreads", self.threads, "--stats", stats]
-        if self.workers:
-            command += ["--workers", *(place.address for place in self.workers)]
+        if workers:
+            command += ["--workers", *(place.address for place in workers)]
             if self.equal:
-                command += ["--ratios", ":".join("1" * (1 + len(self.workers)))]
+                command += ["--ratios", ":".join("1" * (1 + len(workers)))]
         start, first_token_s = time.monotonic(), 0.0
         process = self._start(self.root, command, stdout=subprocess.PIPE, stderr=self._log(self.root), text=True)
         with process:
