@@ -139,6 +139,15 @@ def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, change, said):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_stack_of_an_unknown_type_is_one_line(tmp_path):
+    (tmp_path / "a.safetensors").write_bytes(
+        safetensors_bytes({"lora_M_stack.layers.0.lora_M": ("F4", (3, 6, 4), bytes(36))})
+    )
+    result = run(tmp_path / "a.safetensors", "-o", tmp_path / "out")
+    assert result.exit_code == 1 and "lora_M is F4 (known: F32, F16, BF16)" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
 def test_existing_files_stay_unless_forced(tmp_path):
     path = write(tmp_path / "a.bin", published())
     assert run(path, "-o", tmp_path / "out").exit_code == 0
