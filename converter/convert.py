@@ -147,7 +147,8 @@ def convert(
         try:
             manifest.write(_manifest(checkpoint, settings, hashes, tally.copied))
         except BaseException:
-            os.unlink(os.path.realpath(out))
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.realpath(out))
             raise
     counts = Counter()
     for name, count in tally.zeroed:

@@ -36,7 +36,9 @@ def convert_tokenizer(path: str | os.PathLike, out: str | os.PathLike) -> Vocabu
 def tokenizer_files(path: str | os.PathLike) -> list[Path]:
     """The files that a tokenizer may be made from, whether they are there or not."""
     path = Path(path)
-    return [path / name for name in FOLDER_FILES] if os.path.isdir(path) else [path]
+    if os.path.isdir(path):
+        return [path / name for name in FOLDER_FILES]
+    return [path, *(path.parent / name for name in FOLDER_FILES if path.suffix == ".json")]
 
 
 def read_tokenizer(path: str | os.PathLike) -> Vocabulary:

@@ -165,11 +165,13 @@ def test_sources_stay_even_if_they_are_to_be_replaced(tmp_path, checkpoint):
     gguf = write_gguf(tmp_path / "a.gguf", LLAMA, random_weights(LLAMA))
     assert run("gguf", gguf, "-o", tmp_path / "a.m").exit_code == 0
     (tmp_path / "tokens.bin").symlink_to(model)
+    (tmp_path / "tokenizer_config.json").write_text("{}")
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     for words in (
         ["gguf", gguf, "-o", gguf],
         ["tokenizer", model, "-o", tmp_path / "tokens.bin"],
         ["tokenizer", tmp_path, "-o", model],
+        ["tokenizer", tmp_path / "tokenizer.json", "-o", tmp_path / "tokenizer_config.json"],
         ["to-gguf", tmp_path / "a.m", model, "-o", tmp_path / "a.m"],
         ["to-gguf", tmp_path / "a.m", tmp_path, "-o", model],
     ):
