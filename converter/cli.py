@@ -89,8 +89,11 @@ def main() -> None:
     Then:
       dllama inference --model tinyllama-q40.m --tokenizer tinyllama.t --prompt "Hello"
     """
-    # A conversion that is told to end removes what it has written, as one that is interrupted does.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    # A conversion that is told to end removes what it has written, as one that is interrupted does. SIGHUP comes when
+    # the terminal is closed, and is ignored where nohup said so.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda number, frame: sys.exit(128 + number))
 
 
 @main.command()
@@ -181,7 +184,7 @@ def convert_model(
     weight_type = FloatType.parse(weights_float_type or "q40")
     if imatrix and (reference or weight_type is not FloatType.Q40):
         raise click.UsageError("--imatrix makes a difference to q40 alone, and without --reference")
-    name = path.stem if path.is_file() else path.resolve().name
+    name = path.stem if os.path.isfile(path) else os.path.basename(os.path.realpath(path))
     output = output or Path(f"dllama_model_{name}_{weight_type.name.lower()}.m")
     check_outputs(force, output, manifest_path(output))
     started = time.monotonic()

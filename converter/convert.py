@@ -8,10 +8,10 @@ import contextlib
 import itertools
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -26,8 +26,9 @@ from converter.recognise import open_checkpoint
 from dllama import __version__
 from dllama.errors import FormatError
 from dllama.formats import FloatType, ModelConfig, ModelWriter, TensorInfo, tensor_layout
+from dllama.formats.files import refuse_overwriting
 from dllama.formats.imatrix import read_imatrix
-from dllama.formats.manifest import write_manifest
+from dllama.formats.manifest import ManifestWriter, manifest_path
 from dllama.formats.tensor import Read, read_bytes
 
 CHUNK_BYTES = 2 << 20  # float32 rows that one thread holds at a time
@@ -52,12 +53,16 @@ class Settings:
     reference: bool = False
     allow_non_finite: bool = False
 
-    @property
-    def quantiser(self) -> str:
-        """How values were rounded, for the manifest."""
+    def quantiser(self, copied: Set[bool]) -> str:
+        """How values were rounded, for the manifest; copied: as in Tally"""
+        if not self.weight_type.is_quantized:
+            return "none"
+        if copied == {True}:
+            return "copied"
+        rounded = "least error by importance" if self.imatrix else "least error"
         if self.weight_type is not FloatType.Q40 or self.reference:
-            return "reference"
-        return "least error by importance" if self.imatrix else "least error"
+            rounded = "reference"
+        return f"{rounded}, some copied" if copied == {True, False} else rounded
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,18 @@ class Chunk(NamedTuple):
 
     rows: np.ndarray
     pieces: list[tuple[Path, int, np.ndarray]]
+
+
+@dataclass
+class Tally:
+    """What the threads note as they work.
+
+    zeroed: names of tensors and how many values of a chunk were not finite and became 0
+    copied: whether blocks were copied: both where some were and some not
+    """
+
+    zeroed: list[tuple[str, int]] = field(default_factory=list)
+    copied: set[bool] = field(default_factory=set)
 
 
 @contextlib.contextmanager
@@ -96,33 +113,45 @@ def convert(
 
     seq_len: a shorter context than the model's own, or None
     form: what ``path`` holds, a key of recognise.FORMS; None finds out
-    Raises FileError (FormatError) naming the file and the reason; ``out`` then is as it was.
+    Raises FileError (FormatError) naming the file and the reason; ``out`` then is as it was. Only where the manifest
+    fails at the very end there is neither file.
     """
     settings = settings or Settings()
     keep_freed_memory(KEPT_BYTES)
     checkpoint = open_checkpoint(path, settings.weight_type, seq_len, form)
     importance = _importance(settings.imatrix, checkpoint.config)
-    try:
-        writer = ModelWriter(out, checkpoint.config)
-    except ValueError as error:
-        raise FormatError(checkpoint.files[0], str(error)) from None
     files = checkpoint.files + ([settings.imatrix] if settings.imatrix else [])
-    zeroed = []
-    with writer, ThreadPoolExecutor(THREADS) as pool, ThreadPoolExecutor(1) as hasher:
-        hashed = {path: HashedFile(path) for path in files}
-        tensors = _in_file_order(checkpoint)
-        jobs = [
-            _jobs(info, source, settings, importance.get((info.name, info.layer)), zeroed) for info, source in tensors
-        ]
-        chunks = _in_order(pool, itertools.chain.from_iterable(jobs))
-        with progress(f"Writing {Path(out).name}", sum(info.nbytes for info, _ in tensors)) as report:
-            for (info, _), own in zip(tensors, jobs, strict=True):
-                noted = _noted(itertools.islice(chunks, len(own)), hashed, hasher, report)
-                writer.write_chunks(info.name, info.layer, noted)
-        hashes = [{"name": path.name, "bytes": file.nbytes, "sha256": file.finish()} for path, file in hashed.items()]
-    write_manifest(out, _manifest(checkpoint, settings, hashes))
+    for written in (out, manifest_path(out)):
+        refuse_overwriting(written, files)
+    tally = Tally()
+    with ManifestWriter(out) as manifest:
+        try:
+            writer = ModelWriter(out, checkpoint.config)
+        except ValueError as error:
+            raise FormatError(checkpoint.files[0], str(error)) from None
+        with writer, ThreadPoolExecutor(THREADS) as pool, ThreadPoolExecutor(1) as hasher:
+            hashed = {path: HashedFile(path) for path in files}
+            tensors = _in_file_order(checkpoint)
+            jobs = [
+                _jobs(info, source, settings, importance.get((info.name, info.layer)), tally)
+                for info, source in tensors
+            ]
+            chunks = _in_order(pool, itertools.chain.from_iterable(jobs))
+            with progress(f"Writing {Path(out).name}", sum(info.nbytes for info, _ in tensors)) as report:
+                for (info, _), own in zip(tensors, jobs, strict=True):
+                    noted = _noted(itertools.islice(chunks, len(own)), hashed, hasher, report)
+                    writer.write_chunks(info.name, info.layer, noted)
+            hashes = [
+                {"name": path.name, "bytes": file.nbytes, "sha256": file.finish()} for path, file in hashed.items()
+            ]
+        try:
+            manifest.write(_manifest(checkpoint, settings, hashes, tally.copied))
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.realpath(out))
+            raise
     counts = Counter()
-    for name, count in zeroed:
+    for name, count in tally.zeroed:
         counts[name] += count
     return Result(checkpoint.kind, checkpoint.config, dict(counts))
 
@@ -132,12 +161,12 @@ def _importance(imatrix: Path | None, config: ModelConfig) -> Mapping[tuple[str,
     return {} if imatrix is None else read_imatrix(imatrix, tensor_layout(config)).means
 
 
-def _manifest(checkpoint: Checkpoint, settings: Settings, hashes: list[dict]) -> dict:
+def _manifest(checkpoint: Checkpoint, settings: Settings, hashes: list[dict], copied: Set[bool]) -> dict:
     """Nothing of the machine or the time: it too is the same at every run."""
     return {
         "source": {"kind": checkpoint.kind, "name": checkpoint.path.resolve().name, "files": hashes},
         "weights": settings.weight_type.name.lower(),
-        "quantiser": settings.quantiser,
+        "quantiser": settings.quantiser(copied),
         "converter": f"dllama {__version__}",
     }
 
@@ -153,12 +182,9 @@ def _jobs(
     source: Source,
     settings: Settings,
     importance: np.ndarray | None,
-    zeroed: list[tuple[str, int]],
+    tally: Tally,
 ) -> list[Callable[[], Chunk]]:
-    """One job for each chunk of rows: copy, or read and quantise.
-
-    zeroed: gets the tensor's name and a count from each chunk with values that became 0
-    """
+    """One job for each chunk of rows: copy, or read and quantise."""
     step = max(1, CHUNK_BYTES // (4 * info.columns * source.unit)) * source.unit
 
     def job(start: int, stop: int) -> Chunk:
@@ -175,17 +201,27 @@ def _jobs(
             raise FormatError(source.path, f"tensor {source.name} has {error}{remedy}") from None
 
     def stored(start: int, stop: int, read: Read) -> np.ndarray:
-        if not settings.allow_non_finite:
-            raw = source.stored(start, stop, info.float_type, read)
-            if raw is not None:
-                return raw
-            if source.dtype in HALVES:
-                return quantised(source.raw(start, stop, read).view("<u2"), source.dtype)
-            return quantised(source.rows(start, stop, read), "F32")
-        rows, count = _finite(source.rows(start, stop, read))
-        if count:
-            zeroed.append((source.name, count))
-        return quantised(rows, "F32")
+        raw = copied(start, stop, read)
+        if info.float_type.is_quantized:
+            tally.copied.add(raw is not None)
+        if raw is not None:
+            return raw
+        if settings.allow_non_finite:
+            rows, count = _finite(source.rows(start, stop, read))
+            if count:
+                tally.zeroed.append((source.name, count))
+            return quantised(rows, "F32")
+        if source.dtype in HALVES:
+            return quantised(source.raw(start, stop, read).view("<u2"), source.dtype)
+        return quantised(source.rows(start, stop, read), "F32")
+
+    def copied(start: int, stop: int, read: Read) -> np.ndarray | None:
+        try:
+            return source.stored(start, stop, info.float_type, read)
+        except ValueError:
+            if settings.allow_non_finite:
+                return None
+            raise
 
     def quantised(numbers: np.ndarray, dtype: str) -> np.ndarray:
         return quantise(numbers, info.float_type, dtype=dtype, importance=importance, reference=settings.reference)

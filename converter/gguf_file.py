@@ -43,6 +43,13 @@ TYPES = {
 }  # fmt: skip
 """Number of a tensor type -> name, values of a block, bytes of a block."""
 
+NOT_READ = {
+    4: "Q4_2", 5: "Q4_3", 9: "Q8_1", 15: "Q8_K", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 31: "Q4_0_4_4",
+    32: "Q4_0_4_8", 33: "Q4_0_8_8", 34: "TQ1_0", 35: "TQ2_0", 36: "IQ4_NL_4_4", 37: "IQ4_NL_4_8", 38: "IQ4_NL_8_8",
+    40: "NVFP4",
+}  # fmt: skip
+"""Names of other types, for messages."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -164,7 +171,7 @@ def _entry(cursor: _Cursor) -> Entry:
     kind, offset = cursor.integer("I", what), cursor.integer("Q", what)
     if kind not in TYPES:
         known = ", ".join(name for name, _, _ in TYPES.values())
-        raise ValueError(f"{what} is of type {kind}, which is not read (known: {known})")
+        raise ValueError(f"{what} is of type {NOT_READ.get(kind, kind)}, which is not read (known: {known})")
     if shape[-1] % TYPES[kind][1]:
         raise ValueError(f"{what} has rows of {shape[-1]} values, which {TYPES[kind][0]} blocks do not fill")
     return Entry(name, kind, shape, offset)

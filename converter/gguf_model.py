@@ -15,7 +15,7 @@ import numpy as np
 from converter.checkpoint import Checkpoint
 from converter.gguf_file import TYPES, read_gguf
 from converter.hf_config import linear_scaling
-from converter.values import epsilon, number
+from converter.values import epsilon, number, text
 from dllama.errors import FormatError
 from dllama.formats import Arch, FloatType, ModelConfig, RopeType, TensorInfo, dequantize, tensor_layout
 from dllama.formats.tensor import READABLE, Read, Tensor, read_bytes
@@ -139,11 +139,12 @@ def _of_expert(tensor: GgufTensor, expert: int) -> GgufTensor:
 
 
 def _config(metadata: dict, tensors: dict, weight_type: FloatType, seq_len: int | None) -> ModelConfig:
-    name = metadata.get("general.architecture")
+    name = text(metadata, "general.architecture")
     if name not in ARCHITECTURES:
         raise ValueError(f"architecture {name} cannot be converted (known: {', '.join(ARCHITECTURES)})")
     arch = ARCHITECTURES[name]
-    if metadata.get("split.count", 0) not in (0, 1):
+    count = metadata.get("split.count", 0)
+    if type(count) is not int or count > 1:
         raise ValueError("one of several parts: join them first (llama-gguf-split --merge)")
 
     def integer(key: str, default: int | None = None) -> int:
@@ -192,15 +193,25 @@ def _config(metadata: dict, tensors: dict, weight_type: FloatType, seq_len: int 
 
 
 def _theta(metadata: dict, name: str) -> float:
-    return number(metadata.get(f"{name}.rope.freq_base", 10000.0), f"{name}.rope.freq_base")
+    key = f"{name}.rope.freq_base"
+    theta = number(metadata.get(key, 10000.0), key)
+    if not 1 <= theta < 1 << 31:  # nothing can be computed with it either
+        raise ValueError(f"{key} is {theta}, not between 1 and {(1 << 31) - 1}")
+    return theta
 
 
 def _rope(metadata: dict, name: str, arch: Arch, tensors: dict, head_dim: int) -> tuple[RopeType, dict]:
-    """Rope type, and scaling as ModelConfig names it."""
-    kind, factors = metadata.get(f"{name}.rope.scaling.type", "none"), tensors.get(ROPE_FACTORS)
-    if kind == "linear" and factors is None and arch is Arch.LLAMA:
-        factor = number(metadata.get(f"{name}.rope.scaling.factor"), f"{name}.rope.scaling.factor")
-        return RopeType.LLAMA3_1, linear_scaling(factor)
+    """Rope type, and scaling as ModelConfig names it.
+
+    As llama.cpp has it, a factor without a type is linear scaling's, and 0 stands for 1.
+    """
+    kind, factors = text(metadata, f"{name}.rope.scaling.type") or "linear", tensors.get(ROPE_FACTORS)
+    if kind == "linear":
+        factor = _linear_factor(metadata, name)
+        if factor == 1:
+            kind = "none"
+        elif factors is None and arch is Arch.LLAMA:
+            return RopeType.LLAMA3_1, linear_scaling(factor)
     if kind != "none" or (arch.is_qwen3 and factors is not None):
         raise ValueError(f"rope scaling {kind} is not supported (known: linear and Llama 3.1's, for llama models)")
     if arch.is_qwen3:
@@ -210,6 +221,14 @@ def _rope(metadata: dict, name: str, arch: Arch, tensors: dict, head_dim: int) -
     if factors.shape != (head_dim // 2,):
         raise ValueError(f"tensor {ROPE_FACTORS} is {list(factors.shape)}, not {[head_dim // 2]}")
     return _llama3_scaling(factors.rows(0, 1)[0], _theta(metadata, name))
+
+
+def _linear_factor(metadata: dict, name: str) -> float:
+    """What linear scaling divides the rotary frequencies by, under its present key or the older one."""
+    for key in (f"{name}.rope.scaling.factor", f"{name}.rope.scale_linear"):
+        if key in metadata:
+            return number(metadata[key], key) or 1.0
+    return 1.0
 
 
 def rope_factors(theta: float, head_dim: int, factor: float, low: float, high: float, original: int) -> np.ndarray:
@@ -253,11 +272,13 @@ def _llama3_scaling(factors: np.ndarray, theta: float) -> tuple[RopeType, dict]:
 
 
 def _package(dtype: str):
-    """The gguf package, which knows every block; ValueError where it is not installed."""
+    """The gguf package, which knows every block; ValueError where it is not installed, or too old for this one."""
     try:
         import gguf
     except ImportError:
         raise ValueError(f"{dtype} weights need the gguf package: pip install 'dllama[convert]'") from None
+    if dtype not in gguf.GGMLQuantizationType.__members__:
+        raise ValueError(f"{dtype} weights need a newer gguf package: pip install --upgrade gguf")
     return gguf
 
 
@@ -269,5 +290,6 @@ def _dequantize_by_package(raw: np.ndarray, dtype: str) -> np.ndarray:
     out = np.empty((len(raw), raw.shape[1] // block_bytes * block), np.float32)
     step = max(1, STEP // out.shape[1])
     for start in range(0, len(raw), step):
-        out[start : start + step] = gguf.quants.dequantize(raw[start : start + step], kind)
+        with np.errstate(over="ignore", invalid="ignore"):  # the values are checked, whatever the scales are
+            out[start : start + step] = gguf.quants.dequantize(raw[start : start + step], kind)
     return out

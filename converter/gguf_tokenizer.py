@@ -10,6 +10,7 @@ import numpy as np
 from converter import gguf_file
 from converter.byte_alphabet import from_alphabet, to_alphabet
 from converter.merges import merge_list, merge_scores
+from converter.values import flag, text
 from dllama.errors import FormatError
 from dllama.formats.vocabulary import ADDED, CONTROL, PreTokenizer, Vocabulary
 from dllama.tokenizer.merge import MergeTokenizer
@@ -45,7 +46,7 @@ def read_gguf_tokenizer(path: str | os.PathLike) -> Vocabulary:
 
 def parse_gguf_tokenizer(metadata: dict) -> Vocabulary:
     """As ``read_gguf_tokenizer``, from the file's metadata. ValueError with the reason."""
-    kind = metadata.get(f"{KEY}model")
+    kind = text(metadata, f"{KEY}model")
     if kind not in ("llama", "gpt2"):
         raise ValueError(f"tokenizer {kind} cannot be converted (known: llama, gpt2)")
     tokens = metadata.get(f"{KEY}tokens")
@@ -53,8 +54,8 @@ def parse_gguf_tokenizer(metadata: dict) -> Vocabulary:
         raise ValueError(f"{KEY}tokens is missing or not a list of strings")
     types = _numbers(metadata, "token_type", len(tokens), NORMAL).astype(int).tolist()
     if kind == "llama":
-        style = None if metadata.get(f"{KEY}add_space_prefix", True) else PreTokenizer.SPACE_NEVER
-        if metadata.get(f"{KEY}remove_extra_whitespaces"):
+        style = None if flag(metadata, f"{KEY}add_space_prefix", True) else PreTokenizer.SPACE_NEVER
+        if flag(metadata, f"{KEY}remove_extra_whitespaces", False):
             raise ValueError("the tokenizer trims spaces, which a .t file cannot say")
         pieces = [token.replace(META_SPACE, " ").encode() for token in tokens]
         scores = _numbers(metadata, "scores", len(tokens), 0.0).astype(float).tolist()
@@ -78,7 +79,7 @@ def parse_gguf_tokenizer(metadata: dict) -> Vocabulary:
     bos_id = _id(metadata, "bos_token_id")
     special = [i for i, type_ in enumerate(types) if type_ in (CONTROL_TYPE, USER_DEFINED)]
     begins = kind == "llama" or style is PreTokenizer.LLAMA3  # what llama.cpp does where the file does not say
-    add_bos = bool(metadata.get(f"{KEY}add_bos_token", begins)) and bos_id is not None
+    add_bos = flag(metadata, f"{KEY}add_bos_token", begins) and bos_id is not None
     if kind == "gpt2" and bos_id is None and special:
         bos_id = special[0]  # readers of byte-level files look for the special tokens from here on
     template = metadata.get("tokenizer.chat_template")
@@ -162,7 +163,7 @@ def _array(kind: int, values: list) -> tuple:
 
 
 def _pre_tokenizer(metadata: dict) -> PreTokenizer:
-    name = metadata.get(f"{KEY}pre")
+    name = text(metadata, f"{KEY}pre")
     if name not in PRE_TOKENIZERS:
         raise ValueError(f"pre-tokenizer {name} is not known (known: {', '.join(PRE_TOKENIZERS)})")
     return PRE_TOKENIZERS[name]
@@ -173,8 +174,9 @@ def _numbers(metadata: dict, key: str, count: int, default: float) -> np.ndarray
     values = metadata.get(KEY + key)
     if values is None:
         return np.full(count, default)
-    if not isinstance(values, np.ndarray) or len(values) != count:
-        raise ValueError(f"{KEY}{key} is not one number for each of {count:,} tokens")
+    kinds = "iu" if isinstance(default, int) else "iuf"
+    if not isinstance(values, np.ndarray) or len(values) != count or values.dtype.kind not in kinds:
+        raise ValueError(f"{KEY}{key} is not one {'whole ' * (kinds == 'iu')}number for each of {count:,} tokens")
     return values
 
 

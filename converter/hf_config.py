@@ -7,6 +7,7 @@ from converter.values import epsilon, number, whole, whole_number
 from dllama.errors import FormatError
 from dllama.formats import Arch, FloatType, ModelConfig, RopeType
 from dllama.formats.json_file import read_json
+from dllama.formats.tensor import READABLE
 
 ARCHITECTURES = {
     "LlamaForCausalLM": Arch.LLAMA,
@@ -77,8 +78,13 @@ def _refuse_extras(values: dict) -> None:
     for key in ("attention_bias", "mlp_bias"):
         if values.get(key):
             raise ValueError(f"{key} is true, and a .m file has no place for biases")
-    if values.get("quantization_config"):
-        raise ValueError("the checkpoint is quantised already (quantization_config): convert the original")
+    quantised = values.get("quantization_config")
+    if quantised:
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else None
+        raise ValueError(
+            f"the checkpoint is quantised already, by {method or 'a method that quantization_config does not name'}: "
+            f"convert the original (known: {', '.join(READABLE)})"
+        )
     if values.get("hidden_act", "silu") != "silu":
         raise ValueError(f"hidden_act {values['hidden_act']} is not supported (known: silu)")
     if values.get("partial_rotary_factor", 1) != 1:

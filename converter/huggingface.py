@@ -69,9 +69,9 @@ def read_tensors(folder: Path) -> tuple[dict[str, Tensor], list[Path]]:
     damaged one and for shards that the index does not describe."""
     for single, read in FORMS.items():
         index = folder / f"{single}.index.json"
-        if index.exists():
+        if os.path.exists(index):
             return _read_shards(index, read)
-        if (folder / single).exists():
+        if os.path.exists(folder / single):
             return read(folder / single), [folder / single]
     raise FileError(folder, f"holds no checkpoint (neither {' nor '.join(FORMS)}, nor an index of one)")
 

@@ -18,9 +18,9 @@ import numpy as np
 from converter.huggingface import BUFFERS, IN_LAYER, WHOLE_MODEL
 from converter.torch_file import LOCAL_SIGNATURE, read_torch_file
 from dllama.errors import AdapterError, FileError
-from dllama.formats.files import open_regular
+from dllama.formats.files import open_regular, refuse_overwriting
 from dllama.formats.safetensors import read_safetensors
-from dllama.formats.tensor import Tensor
+from dllama.formats.tensor import READABLE, Tensor
 from dllama.privatelora.adapter import CLOUD_FILE, EDGE_FILE, CloudAdapter, EdgeAdapter, write_adapter
 from dllama.privatelora.frozen import MATRICES, MAX_SEED
 from dllama.privatelora.shape import AdapterShape
@@ -106,6 +106,8 @@ def _matrices(tensors: dict[str, Tensor]) -> Iterator[tuple[Key, Tensor]]:
 
 def _unstacked(tensor: Tensor) -> list[Tensor]:
     """The matrices of q, k and v in a tensor that stacks them."""
+    if tensor.dtype not in READABLE:
+        raise AdapterError(f"{tensor.path}: tensor {tensor.name} is {tensor.dtype} (known: {', '.join(READABLE)})")
     if len(tensor.shape) != 3 or tensor.shape[0] != len(STACKED):
         raise AdapterError(f"{tensor.path}: tensor {tensor.name} is {list(tensor.shape)}, no stack of q, k and v")
     nbytes = tensor.nbytes // len(STACKED)
@@ -180,6 +182,7 @@ def command(files: tuple[Path, ...], output: Path, seed: int | None, layers: int
     for name in (CLOUD_FILE, EDGE_FILE):
         if os.path.exists(output / name) and not force:
             raise FileError(output / name, "exists already (--force replaces it)")
+        refuse_overwriting(output / name, files)
     cloud, edge = read_published(files, seed, layers, FLOAT_TYPES[float_type])
     write_adapter(output, cloud, edge)
     shape = cloud.shape

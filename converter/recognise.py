@@ -16,9 +16,9 @@ FOLDERS = ("hf", "meta")
 def recognise(path: str | os.PathLike) -> str:
     """The form of the checkpoint at ``path``, a key of FORMS; FileError, with what is read, where it is none."""
     path = Path(path)
-    if not path.exists():
+    if not os.path.exists(path):
         raise FileError(path, "no such file or folder")
-    if path.is_dir():
+    if os.path.isdir(path):
         names = names_in(path)
         if huggingface.CONFIG in names:
             return "hf"
@@ -45,6 +45,6 @@ def open_checkpoint(
     """
     path = Path(path)
     form = form or recognise(path)
-    if form in FOLDERS and not path.is_dir():
-        raise FileError(path, "not a folder with a checkpoint" if path.exists() else "no such file or folder")
+    if form in FOLDERS and not os.path.isdir(path):
+        raise FileError(path, "not a folder with a checkpoint" if os.path.exists(path) else "no such file or folder")
     return FORMS[form](path, weight_type, seq_len)

@@ -6,10 +6,11 @@ read, and what merging by score cannot reproduce is refused.
 
 import os
 import struct
+from collections import Counter
 from collections.abc import Iterator
 
 from dllama.errors import FormatError
-from dllama.formats.vocabulary import CONTROL, Vocabulary, read_small_file
+from dllama.formats.vocabulary import CONTROL, PreTokenizer, Vocabulary, read_small_file
 
 META_SPACE = "\u2581"
 
@@ -35,15 +36,15 @@ def read_sentencepiece(path: str | os.PathLike) -> Vocabulary:
 
 def parse_sentencepiece(data: bytes) -> Vocabulary:
     """As ``read_sentencepiece``, from the file's bytes. ValueError with the reason."""
-    pieces, scores, control, trainer, normalizer = [], [], [], {}, {}
+    texts, scores, control, user_defined, trainer, normalizer = [], [], [], [], {}, {}
     for number, value in fields(data):
         if number == PIECE:
             piece = dict(fields(value))
-            if piece.get(PIECE_KIND) == USER_DEFINED:
-                raise ValueError("user-defined pieces, which a .t file cannot mark as such")
             if piece.get(PIECE_KIND) == CONTROL_PIECE:
-                control.append(len(pieces))
-            pieces.append(_bytes(piece, PIECE_TEXT).decode().replace(META_SPACE, " ").encode())
+                control.append(len(texts))
+            texts.append(_bytes(piece, PIECE_TEXT).decode().replace(META_SPACE, " "))
+            if piece.get(PIECE_KIND) == USER_DEFINED:
+                user_defined.append(texts[-1])
             scores.append(struct.unpack("<f", _bytes(piece, PIECE_SCORE, bytes(4)))[0])
         elif number == TRAINER:
             trainer = dict(fields(value))
@@ -51,27 +52,38 @@ def parse_sentencepiece(data: bytes) -> Vocabulary:
             normalizer = dict(fields(value))
     if trainer.get(TRAINER_KIND, 1) != BPE:
         raise ValueError("not a BPE model, and a .t file holds pieces to merge by score")
+    _check_user_defined(user_defined, texts)
     plain = (
         not normalizer.get(NORMALIZER_CHARSMAP)
-        and normalizer.get(NORMALIZER_PREFIX, 1)
         and not normalizer.get(NORMALIZER_TRIM, 1)
         and normalizer.get(NORMALIZER_ESCAPE, 1)
         and not trainer.get(TRAINER_SUFFIX, 0)
     )
     if not plain:
         raise ValueError(
-            "the model changes its text first (normalisation, trimmed spaces or no space before it), "
+            "the model changes its text first (normalisation, trimmed spaces or spaces behind words), "
             "which a .t file cannot say: use the tokenizer.model itself"
         )
     bos_id, eos_id = _signed(trainer.get(TRAINER_BOS_ID, 1)), _signed(trainer.get(TRAINER_EOS_ID, 2))
     for i in set(control) - {bos_id, eos_id}:  # these two a .t file names
         scores[i] = CONTROL
     return Vocabulary(
-        pieces,
+        [text.encode() for text in texts],
         scores,
         bos_id=bos_id if bos_id >= 0 else None,
         eos_ids=(eos_id,) if eos_id >= 0 else (),
+        pre_tokenizer=None if normalizer.get(NORMALIZER_PREFIX, 1) else PreTokenizer.SPACE_NEVER,
     )
+
+
+def _check_user_defined(pieces: list[str], texts: list[str]) -> None:
+    """ValueError for a user-defined piece that merging would not keep whole and apart from its neighbours, as the
+    library does: only a character that stands in no other piece is never merged anyway."""
+    if pieces:
+        found = Counter(character for text in texts for character in text)
+        for piece in pieces:
+            if len(piece) != 1 or found[piece] != 1:
+                raise ValueError(f"user-defined piece {piece!r}, which a .t file cannot mark as such")
 
 
 def fields(message: bytes | int) -> Iterator[tuple[int, bytes | int]]:

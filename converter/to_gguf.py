@@ -17,10 +17,10 @@ from converter import gguf_file
 from converter.gguf_model import ARCHITECTURES, ROPE_FACTORS, SAME, rope_factors, tensor_name, tensor_shape
 from converter.gguf_tokenizer import tokenizer_metadata
 from converter.progress import progress
-from converter.tokenizer import read_tokenizer
+from converter.tokenizer import read_tokenizer, tokenizer_files
 from dllama.errors import FileError, FormatError
 from dllama.formats import Activation, Arch, FloatType, ModelConfig, ModelFile, RopeType, TensorInfo
-from dllama.formats.files import AtomicFile
+from dllama.formats.files import AtomicFile, refuse_overwriting
 
 CHUNK_BYTES = 16 << 20
 QUANTIZATION_VERSION = 2  # of llama.cpp's block formats
@@ -39,11 +39,12 @@ def to_gguf(
 
     Raises FileError (FormatError) naming the file and the reason; ``out`` then is as it was.
     """
+    refuse_overwriting(out, [model, *tokenizer_files(tokenizer)])
     vocabulary = read_tokenizer(tokenizer)
     with ModelFile(model) as file:
         config = file.config
         try:
-            metadata = _metadata(config, Path(model).stem)
+            metadata = _metadata(config, os.fsencode(Path(model).stem).decode(errors="replace"))
         except ValueError as error:
             raise FormatError(model, str(error)) from None
         if len(vocabulary.pieces) > config.vocab_size:

@@ -10,11 +10,16 @@ from converter.sentencepiece_model import read_sentencepiece
 from converter.tiktoken_model import is_tiktoken, read_tiktoken
 from converter.tokenizer_json import read_tokenizer_json
 from dllama.errors import FileError, FormatError
-from dllama.formats.files import open_regular
+from dllama.formats.files import open_regular, refuse_overwriting
 from dllama.formats.json_file import read_json
 from dllama.formats.vocabulary import Vocabulary, read_bin, read_small_file, read_t, tokenizer_kind, write_t
 
 HEAD_BYTES = 64  # of a file, to tell its kind
+FOLDER_FILES = (
+    *("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "config.json", "generation_config.json"),
+    "chat_template.jinja",
+)
+"""What a checkpoint folder may hold of a tokenizer."""
 
 
 def convert_tokenizer(path: str | os.PathLike, out: str | os.PathLike) -> Vocabulary:
@@ -22,15 +27,24 @@ def convert_tokenizer(path: str | os.PathLike, out: str | os.PathLike) -> Vocabu
 
     Raises FileError (FormatError) naming the file and the reason; ``out`` then is as it was.
     """
+    refuse_overwriting(out, tokenizer_files(path))
     vocabulary = read_tokenizer(path)
     write_t(out, vocabulary)
     return vocabulary
 
 
+def tokenizer_files(path: str | os.PathLike) -> list[Path]:
+    """The files that a tokenizer may be made from, whether they are there or not."""
+    path = Path(path)
+    if os.path.isdir(path):
+        return [path / name for name in FOLDER_FILES]
+    return [path, *(path.parent / name for name in FOLDER_FILES if path.suffix == ".json")]
+
+
 def read_tokenizer(path: str | os.PathLike) -> Vocabulary:
     """The vocabulary at ``path``, a file or a checkpoint folder; FileError (FormatError) as ``convert_tokenizer``."""
     path = Path(path)
-    return _from_folder(path) if path.is_dir() else _from_file(path)
+    return _from_folder(path) if os.path.isdir(path) else _from_file(path)
 
 
 def _from_file(path: Path) -> Vocabulary:
@@ -56,8 +70,8 @@ def _from_folder(folder: Path) -> Vocabulary:
     and a tokenizer.json adds gives way to it.
     """
     model, json = folder / "tokenizer.model", folder / "tokenizer.json"
-    if not model.exists():
-        if json.exists():
+    if not os.path.exists(model):
+        if os.path.exists(json):
             return _from_json(json)
         raise FileError(folder, "holds neither tokenizer.model nor tokenizer.json")
     with open_regular(model) as file:
@@ -65,7 +79,7 @@ def _from_folder(folder: Path) -> Vocabulary:
     if vocabulary is None:
         size = _optional(folder / "config.json").get("vocab_size")
         vocabulary = read_sentencepiece(model)
-        if json.exists() and size is not None and size != len(vocabulary.pieces):
+        if os.path.exists(json) and size is not None and size != len(vocabulary.pieces):
             return _from_json(json)
         if size is not None and size != len(vocabulary.pieces):
             raise FormatError(
@@ -113,7 +127,7 @@ def _content(token) -> str | None:
 def _chat_template(folder: Path) -> str | None:
     """The template, in a file of its own or (older checkpoints) among the tokenizer's settings."""
     path = folder / "chat_template.jinja"
-    if not path.exists():
+    if not os.path.exists(path):
         template = _optional(folder / "tokenizer_config.json").get("chat_template")
         if isinstance(template, list):  # several, by name
             named = [item for item in template if isinstance(item, dict) and item.get("name") == "default"]
@@ -126,4 +140,4 @@ def _chat_template(folder: Path) -> str | None:
 
 
 def _optional(path: Path) -> dict:
-    return read_json(path) if path.exists() else {}
+    return read_json(path) if os.path.exists(path) else {}

@@ -60,6 +60,8 @@ def parse_tokenizer_json(values: dict, bos: str | int | None = None, size: int |
     if not isinstance(model.get("merges"), list):
         raise ValueError("merges is missing")
     scores = merge_scores(model["merges"], tokens)
+    if not byte_level:
+        _check_unknown(model, tokens)
 
     highest = max([*tokens.values(), *added], default=-1)
     if highest >= 2 * (len(tokens) + len(added)):
@@ -126,7 +128,8 @@ def _byte_level_style(steps: list[dict]) -> PreTokenizer | None:
     if split.get("type") != "Split" or split.get("behavior") != "Isolated" or split.get("invert"):
         return None
     pattern = split.get("pattern")
-    return PATTERNS.get(pattern.get("Regex")) if isinstance(pattern, dict) else None
+    regex = pattern.get("Regex") if isinstance(pattern, dict) else None
+    return PATTERNS.get(regex) if isinstance(regex, str) else None
 
 
 def _metaspace_style(step: dict) -> PreTokenizer:
@@ -138,7 +141,7 @@ def _metaspace_style(step: dict) -> PreTokenizer:
         "first": PreTokenizer.SPACE_FIRST,
         "never": PreTokenizer.SPACE_NEVER,
     }
-    if scheme not in styles:
+    if not isinstance(scheme, str) or scheme not in styles:
         raise ValueError(f"prepend_scheme {scheme} is not known (known: {', '.join(styles)})")
     return styles[scheme]
 
@@ -155,16 +158,46 @@ def _added(values: dict) -> dict[int, tuple[str, bool]]:
     tokens = values.get("added_tokens") or []
     if not isinstance(tokens, list) or not all(isinstance(token, dict) for token in tokens):
         raise ValueError("added_tokens is not a list of objects")
+    normalizers = [step.get("type") for step in _flat(values, "normalizer")]
     result = {}
     for token in tokens:
         i, content = token.get("id"), token.get("content")
         if type(i) is not int or i < 0 or not isinstance(content, str) or not content:
             raise ValueError(f"added token {content!r} has id {i!r}")
+        if token.get("normalized") and _is_changed(content, normalizers):
+            raise ValueError(f"added token {content!r} is sought in the normalised text, which a .t file cannot say")
         strips = [flag for flag in ("lstrip", "rstrip", "single_word") if token.get(flag)]
         if strips:
             raise ValueError(f"added token {content!r} has {strips[0]}, which a .t file cannot say")
         result[i] = (content, bool(token.get("special")))
     return result
+
+
+def _is_changed(content: str, normalizers: list) -> bool:
+    """Whether the library, which normalises such a token as well, finds it elsewhere than where it is spelled.
+
+    ``Prepend`` puts a space into each, ``Replace`` makes another character of a space. A composed text (NFC) holds what
+    is ASCII where it was, but for one that is followed by a combining character of its own.
+    """
+    return (
+        "Prepend" in normalizers
+        or ("Replace" in normalizers and bool({" ", META_SPACE} & set(content)))
+        or ("NFC" in normalizers and not content.isascii())
+    )
+
+
+def _check_unknown(model: dict, tokens: dict[str, int]) -> None:
+    """ValueError where characters that are no token do not become what a `.t` file's do: their bytes' pieces, or one
+    <unk> for a run of them where there are no such pieces."""
+    ids = [tokens.get(f"<0x{byte:02X}>") for byte in range(256)]
+    in_a_row = ids[0] is not None and ids == list(range(ids[0], ids[0] + 256))
+    if in_a_row:
+        if not model.get("byte_fallback"):
+            raise ValueError("byte_fallback is not true, and a .t file spells unknown characters in byte pieces")
+    elif model.get("byte_fallback") and ids != [None] * 256:
+        raise ValueError("byte_fallback with byte pieces that are not all there, or not in a row, is not supported")
+    elif model.get("unk_token") != "<unk>" or tokens.get("<unk>") != 0 or not model.get("fuse_unk"):
+        raise ValueError("unknown characters become something else than one <unk> of id 0 for a run of them")
 
 
 def _begins_with(values: dict) -> int | None:
@@ -173,8 +206,10 @@ def _begins_with(values: dict) -> int | None:
         if step.get("type") == "TemplateProcessing":
             single, special = step.get("single"), step.get("special_tokens")
             if isinstance(single, list) and single and isinstance(special, dict) and isinstance(single[0], dict):
-                name = (single[0].get("SpecialToken") or {}).get("id")
-                ids = (special.get(name) or {}).get("ids")
+                named = single[0].get("SpecialToken")
+                name = named.get("id") if isinstance(named, dict) else None
+                token = special.get(name) if isinstance(name, str) else None
+                ids = token.get("ids") if isinstance(token, dict) else None
                 if isinstance(ids, list) and ids and type(ids[0]) is int:
                     return ids[0]
     return None

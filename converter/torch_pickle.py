@@ -57,13 +57,13 @@ def read_state(data: bytes) -> dict[str, View]:
     """The tensors that the pickle names. ValueError, with the reason, for anything but a state dict."""
     try:
         state = _run(data)
-    except (IndexError, KeyError, TypeError, AttributeError):  # too little on the stack, or of another kind
+    except (IndexError, KeyError, TypeError, AttributeError, RecursionError):  # too little on the stack, or other kinds
         raise ValueError("damaged: its pickle makes no sense") from None
     if not isinstance(state, dict) or not state:
         raise ValueError("not a checkpoint: it holds no dictionary of tensors")
     for name, value in state.items():
-        if not isinstance(name, str) or not isinstance(value, View):
-            raise ValueError(f"not a checkpoint: its entry {str(name)[:60]} is not a tensor")
+        if not isinstance(value, View):
+            raise ValueError(f"not a checkpoint: its entry {name[:60]} is not a tensor")
     return state
 
 
@@ -123,6 +123,8 @@ def _run(data: bytes):
                 stack.append(_name(argument))
             case "STACK_GLOBAL":
                 name, module = stack.pop(), stack.pop()
+                if type(name) is not str or type(module) is not str:
+                    raise TypeError
                 stack.append(_name(f"{module} {name}"))
             case "BINPERSID":
                 stack.append(_storage(stack.pop()))
@@ -154,6 +156,8 @@ def _set(target, flat: list) -> None:
     if type(target) is not dict or len(flat) % 2:
         raise TypeError
     for key, value in zip(flat[::2], flat[1::2], strict=True):
+        if type(key) is not str:  # a tuple of tuples of tuples would be hashed to its depths
+            raise ValueError("not a checkpoint: a dictionary in it has a key that is no text")
         target[key] = value
 
 

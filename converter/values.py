@@ -1,4 +1,6 @@
-"""Numbers out of a checkpoint's JSON, or a ValueError that says which one is wrong."""
+"""Numbers and text out of a checkpoint's JSON or metadata, or a ValueError that says which value is wrong."""
+
+from reprlib import repr as shown  # a few words of a value, however long it is
 
 
 def whole(values: dict, key: str, default: int | None = None) -> int:
@@ -14,8 +16,26 @@ def whole(values: dict, key: str, default: int | None = None) -> int:
 def whole_number(value, what: str) -> int:
     """A value that must be a whole number."""
     if type(value) is not int:
-        raise ValueError(f"{what} is {value!r}, not a whole number")
+        raise ValueError(f"{what} is {shown(value)}, not a whole number")
+    if abs(value) >= 1 << 63:
+        raise ValueError(f"{what} is too large a number")
     return value
+
+
+def text(values: dict, key: str) -> str | None:
+    """The text under a key; None where the key is missing."""
+    value = values.get(key)
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"{key} is not text")
+    return value
+
+
+def flag(values: dict, key: str, default: bool) -> bool:
+    """Whether a key is true, or is a number other than 0; the default where it is missing."""
+    value = values.get(key, default)
+    if type(value) not in (bool, int):
+        raise ValueError(f"{key} is neither true nor false")
+    return bool(value)
 
 
 def number(value, what: str) -> float:
@@ -23,7 +43,7 @@ def number(value, what: str) -> float:
     if value is None:
         raise ValueError(f"{what} is missing")
     if type(value) not in (int, float):
-        raise ValueError(f"{what} is {value!r}, not a number")
+        raise ValueError(f"{what} is {shown(value)}, not a number")
     try:
         return float(value)
     except OverflowError:

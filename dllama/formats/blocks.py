@@ -75,8 +75,9 @@ def quantize(x: np.ndarray, float_type: FloatType) -> np.ndarray:
         return out
     block_bytes, pack = (Q40_BYTES, _pack_q40) if float_type is FloatType.Q40 else (Q80_BYTES, _pack_q80)
     blocks, packed = x.reshape(-1, BLOCK), out.reshape(-1, block_bytes)
-    for start in range(0, len(blocks), STEP):
-        pack(blocks[start : start + STEP], packed[start : start + STEP])
+    with np.errstate(invalid="ignore"):  # NaN is found, and raised as an error of its own
+        for start in range(0, len(blocks), STEP):
+            pack(blocks[start : start + STEP], packed[start : start + STEP])
     return out
 
 
@@ -94,8 +95,9 @@ def dequantize(raw: np.ndarray, float_type: FloatType, n: int) -> np.ndarray:
     out = np.empty((rows, n), dtype=np.float32)
     block_bytes, unpack = (Q40_BYTES, _unpack_q40) if float_type is FloatType.Q40 else (Q80_BYTES, _unpack_q80)
     packed, blocks = raw.reshape(-1, block_bytes), out.reshape(-1, BLOCK)
-    for start in range(0, len(blocks), STEP):
-        unpack(packed[start : start + STEP], blocks[start : start + STEP])
+    with np.errstate(invalid="ignore"):  # 0 times an infinite scale is no number; who reads the values checks them
+        for start in range(0, len(blocks), STEP):
+            unpack(packed[start : start + STEP], blocks[start : start + STEP])
     return out
 
 

@@ -1,5 +1,6 @@
 """Opening files safely and writing them whole or not at all."""
 
+import atexit
 import contextlib
 import errno
 import mmap
@@ -7,6 +8,7 @@ import os
 import secrets
 import shutil
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,6 +19,9 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NEIGHBOURS = 2 << 20
 """Bytes that Linux may map along with one that is touched, aligned to themselves: a huge page of its file cache."""
 
+
+UNFINISHED: dict[Path, int] = {}
+"""Temporary file -> the process that made it."""
 
 WRITE_BEHIND = 8 << 20
 """Bytes of a long file after which they are sent to the disk, and those that were sent before leave the memory."""
@@ -36,6 +41,26 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
         os.close(fd)
         raise FileError(path, "a folder, not a file" if stat.S_ISDIR(mode) else "not a regular file")
     return os.fdopen(fd, "rb")
+
+
+@atexit.register
+def _remove_unfinished() -> None:
+    """Remove what no ``with`` block knew of yet when a signal ended the program."""
+    for path, process in list(UNFINISHED.items()):
+        if process == os.getpid():
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+
+
+def refuse_overwriting(out: str | os.PathLike, sources: Iterable[str | os.PathLike]) -> None:
+    """FileError where ``out`` is one of the files that it is to be made from, by this name or another."""
+    for source in sources:
+        try:
+            same = os.path.samefile(out, source)
+        except (OSError, ValueError):  # one of them is not there, or no path
+            continue
+        if same:
+            raise FileError(out, "is what it would be made from: write to another file")
 
 
 def release_pages(mapped: mmap.mmap, first: int, end: int) -> None:
@@ -85,10 +110,12 @@ class AtomicFile:
         if free is not None and free < nbytes:
             raise FileError(self.path, f"the disk is too full: {nbytes:,} bytes needed, {free:,} free")
         self._temporary = self._target.with_name(f".{self._target.name[:200]}.{secrets.token_hex(4)}.tmp")
+        UNFINISHED[self._temporary] = os.getpid()
         try:
             # Not tempfile: its files are readable by their owner alone, and the mode would survive the rename.
             fd = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         except OSError as error:
+            UNFINISHED.pop(self._temporary, None)
             raise self._error(error) from None
         self._file = os.fdopen(fd, "wb")
         self._sent = 0  # where the bytes begin that were not sent to the disk yet
@@ -122,6 +149,7 @@ class AtomicFile:
             os.fsync(self._file.fileno())
             self._file.close()
             os.replace(self._temporary, self._target)
+            UNFINISHED.pop(self._temporary, None)
         except OSError as error:
             self.abort()
             raise self._error(error) from None
@@ -135,6 +163,7 @@ class AtomicFile:
             self._file.close()
         with contextlib.suppress(OSError):
             os.unlink(self._temporary)
+        UNFINISHED.pop(self._temporary, None)
 
     def __enter__(self) -> "AtomicFile":
         return self

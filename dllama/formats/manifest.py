@@ -6,7 +6,7 @@ The `.m` format has no room for it. The file is one JSON object::
     tail_sha256       of its last MiB, which tells two models of one shape apart
     source            kind ("Meta folder"), name of the folder or file, and files: name, bytes, sha256 of each
     weights           type of the matrices
-    quantiser         how they were rounded
+    quantiser         how they were rounded: "none" of F32 and F16, "copied" of blocks that were
     converter         program and version
 """
 
@@ -27,15 +27,37 @@ def manifest_path(model: str | os.PathLike) -> Path:
     return Path(f"{os.fspath(model)}.json")
 
 
-def write_manifest(model: str | os.PathLike, values: dict) -> None:
-    """Write the manifest of a model file, whole or not at all; FileError where the system refuses.
+class ManifestWriter:
+    """Writes the manifest of a model file that is still to be written, whole or not at all.
 
-    values: all but what is read from the model file itself
+    Its place is taken at once, so that one that cannot be written is known before the model is. Use as a context
+    manager: leaving the block without a manifest written leaves none. Raises FileError where the system refuses.
     """
-    text = json.dumps(_identity(model) | values, indent=2, ensure_ascii=False) + "\n"
-    data = text.encode(errors="surrogateescape")
-    with AtomicFile(manifest_path(model), len(data)) as file:
-        file.write(data)
+
+    def __init__(self, model: str | os.PathLike):
+        self._model = model
+        self._file = AtomicFile(manifest_path(model), 0)  # how long it will be is not known yet
+
+    def write(self, values: dict) -> None:
+        """Write the manifest of the model file, which is complete by now.
+
+        values: all but what is read from the model file itself
+        """
+        text = json.dumps(_identity(self._model) | values, indent=2, ensure_ascii=False) + "\n"
+        self._file.write(text.encode(errors="backslashreplace"))  # names that are not UTF-8: JSON's own escapes
+        self._file.commit()
+
+    def __enter__(self) -> "ManifestWriter":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._file.abort()
+
+
+def write_manifest(model: str | os.PathLike, values: dict) -> None:
+    """Write the manifest of a model file that is there, as ``ManifestWriter.write``."""
+    with ManifestWriter(model) as writer:
+        writer.write(values)
 
 
 def read_manifest(model: str | os.PathLike) -> dict | None:
@@ -44,7 +66,7 @@ def read_manifest(model: str | os.PathLike) -> dict | None:
     Raises FormatError for one that is damaged, or that tells of another model.
     """
     path = manifest_path(model)
-    if not path.exists():
+    if not os.path.exists(path):
         return None
     with open_regular(path) as file:
         data = file.read(MAX_BYTES + 1)

@@ -20,7 +20,7 @@ import numpy as np
 
 from dllama.errors import AdapterError, FileError
 from dllama.formats import ModelConfig
-from dllama.formats.files import reason
+from dllama.formats.files import AtomicFile, reason
 from dllama.formats.rotary import to_model_order
 from dllama.formats.safetensors import read_with_metadata, write_safetensors
 from dllama.formats.tensor import Tensor
@@ -118,6 +118,7 @@ def write_adapter(folder: str | os.PathLike, cloud: CloudAdapter, edge: EdgeAdap
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FileError(folder, f"cannot be made: {reason(error)}") from None
+    AtomicFile(Path(folder, EDGE_FILE), 0).abort()  # one that cannot be written leaves no half of an adapter
     write_cloud(Path(folder, CLOUD_FILE), cloud)
     write_edge(Path(folder, EDGE_FILE), edge)
 

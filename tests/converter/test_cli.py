@@ -1,3 +1,4 @@
+import os
 import signal
 import struct
 import subprocess
@@ -8,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from converter.cli import main
+from converter.gguf_file import read_gguf
 from dllama.formats import FloatType, ModelFile
 from dllama.tokenizer import load_tokenizer
 from tests.converter.checkpoints import LLAMA, random_weights, write, write_gguf, write_meta, write_sparse
@@ -131,7 +133,7 @@ def test_errors_are_one_line(tmp_path, monkeypatch, arguments, reason):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 @pytest.mark.parametrize("stage", ["reading", "writing"])
 def test_an_interrupted_conversion_leaves_nothing(tmp_path, number, status, stage):
     """A model of a billion weights, interrupted as soon as its file is there, and when the first of it is written."""
@@ -148,6 +150,60 @@ def test_an_interrupted_conversion_leaves_nothing(tmp_path, number, status, stag
     _, stderr = process.communicate()
     assert process.returncode == status and "Traceback" not in stderr
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_a_closed_terminal_does_not_end_what_nohup_started(tmp_path, checkpoint):
+    script = "import os, signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+    script += "from converter import cli, convert\nwrite = cli.convert\n"
+    script += "cli.convert = lambda *args, **kwargs: (os.kill(os.getpid(), signal.SIGHUP), write(*args, **kwargs))[1]\n"
+    command = [sys.executable, "-c", script + "cli.main()", "hf", str(checkpoint), "-o", str(tmp_path / "a.m")]
+    assert subprocess.run(command, capture_output=True).returncode == 0
+
+
+def test_sources_stay_even_if_they_are_to_be_replaced(tmp_path, checkpoint):
+    model = train(tmp_path / "tokenizer.model", vocab_size=400)
+    gguf = write_gguf(tmp_path / "a.gguf", LLAMA, random_weights(LLAMA))
+    assert run("gguf", gguf, "-o", tmp_path / "a.m").exit_code == 0
+    (tmp_path / "tokens.bin").symlink_to(model)
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for words in (
+        ["gguf", gguf, "-o", gguf],
+        ["tokenizer", model, "-o", tmp_path / "tokens.bin"],
+        ["tokenizer", tmp_path, "-o", model],
+        ["tokenizer", tmp_path / "tokenizer.json", "-o", tmp_path / "tokenizer_config.json"],
+        ["to-gguf", tmp_path / "a.m", model, "-o", tmp_path / "a.m"],
+        ["to-gguf", tmp_path / "a.m", tmp_path, "-o", model],
+    ):
+        result = run(*words, "--force")
+        assert result.exit_code == 1
+        assert (
+            result.stderr
+            == f"dllama-convert: error: {words[-1]}: is what it would be made from: write to another file\n"
+        )
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["circle", "x" * 300])
+def test_paths_that_lead_nowhere(tmp_path, name):
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    for words in (["model"], ["hf"], ["meta"], ["gguf"], ["tokenizer"]):
+        result = run(*words, tmp_path / name, "-o", tmp_path / "a.m")
+        assert result.exit_code == 1 and result.stderr.startswith(f"dllama-convert: error: {tmp_path / name}: ")
+        result = run(*words, tmp_path, "-o", tmp_path / name)
+        assert result.exit_code == 1 and result.stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["circle"]
+
+
+def test_names_that_are_not_utf_8(tmp_path):
+    weird = tmp_path / os.fsdecode(b"l\xe9o")
+    shape = {**LLAMA, "vocab_size": 400}
+    path = write_gguf(weird.with_suffix(".gguf"), shape, random_weights(shape))
+    train(tmp_path / "tokenizer.model", vocab_size=400)
+    assert run("gguf", path, "-o", weird.with_suffix(".m")).exit_code == 0
+    result = run("to-gguf", weird.with_suffix(".m"), tmp_path / "tokenizer.model", "-o", tmp_path / "b.gguf")
+    assert result.exit_code == 0, result.stderr
+    assert read_gguf(tmp_path / "b.gguf")[0]["general.name"] == "l\ufffdo"
 
 
 def without_a_shard(folder):

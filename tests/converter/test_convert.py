@@ -27,6 +27,8 @@ from tests.converter.checkpoints import (
     write_meta,
     write_sparse,
 )
+from tests.converter.gguf_files import LLAMA as GGUF
+from tests.converter.gguf_files import gguf_bytes, model
 
 FORMS = {
     "safetensors": lambda folder, weights: write(folder, LLAMA, weights, "F16"),
@@ -108,6 +110,79 @@ def test_importance_goes_to_the_matrix_that_it_names(tmp_path):
     with pytest.raises(FormatError, match="imatrix: .*another model"):
         convert(other, tmp_path / "b.m", Settings(imatrix=tmp_path / "imatrix"))
     assert not (tmp_path / "b.m").exists()
+
+
+@pytest.mark.parametrize(
+    "settings, quantiser",
+    [
+        (Settings(FloatType.F32), "none"),
+        (Settings(FloatType.F16), "none"),
+        (Settings(FloatType.Q80), "reference"),
+        (Settings(FloatType.Q40), "least error, some copied"),
+        (Settings(FloatType.Q40, reference=True), "reference, some copied"),
+    ],
+)
+def test_the_manifest_tells_how_values_were_rounded(tmp_path, settings, quantiser):
+    tensors = model(GGUF, {"blk": "Q4_0"})
+    (tmp_path / "a.gguf").write_bytes(gguf_bytes(GGUF, tensors))
+    convert(tmp_path / "a.gguf", tmp_path / "a.m", settings)
+    assert read_manifest(tmp_path / "a.m")["quantiser"] == quantiser
+
+
+def test_blocks_that_are_copied_alone(tmp_path):
+    (tmp_path / "a.gguf").write_bytes(gguf_bytes(GGUF, model(GGUF, {"blk": "Q4_0", "token_embd": "Q4_0"})))
+    for settings in (Settings(), Settings(allow_non_finite=True), Settings(reference=True)):
+        convert(tmp_path / "a.gguf", tmp_path / "a.m", settings)
+        assert read_manifest(tmp_path / "a.m")["quantiser"] == "copied"
+
+
+def test_sound_blocks_are_copied_where_others_are_not_finite(tmp_path, monkeypatch):
+    monkeypatch.setattr("converter.convert.CHUNK_BYTES", 4 * 64 * 8)  # eight rows of q
+    tensors = model(GGUF, "Q4_0")
+    name = "blk.0.attn_q.weight"
+    kind, shape, raw = tensors[name]
+    tensors[name] = kind, shape, np.array(np.inf, "<f2").tobytes() + raw[2:]
+    (tmp_path / "a.gguf").write_bytes(gguf_bytes(GGUF, tensors))
+    result = convert(tmp_path / "a.gguf", tmp_path / "a.m", Settings(allow_non_finite=True))
+    assert result.zeroed.keys() == {name}
+    assert read_manifest(tmp_path / "a.m")["quantiser"] == "least error, some copied"
+    with ModelFile(tmp_path / "a.m") as file:
+        rows = np.frombuffer(raw, np.uint8).reshape(shape[0], -1)
+        np.testing.assert_array_equal(file.raw("q", 0)[8:], rows[8:])
+        np.testing.assert_array_equal(file.raw("q", 1).tobytes(), tensors["blk.1.attn_q.weight"][2])
+
+
+@pytest.mark.parametrize("name", ["a.m", "y" * 250 + ".m"], ids=["a folder", "too long"])
+def test_a_manifest_that_cannot_be_written_is_found_before_anything_is_read(tmp_path, monkeypatch, name):
+    folder = write(tmp_path / "checkpoint", LLAMA, random_weights(LLAMA))
+    if name == "a.m":
+        (tmp_path / "a.m.json").mkdir()
+    before = sorted(tmp_path.iterdir())
+    monkeypatch.setattr("converter.convert.read_bytes", lambda path, offset, count: pytest.fail("a file was read"))
+    with pytest.raises(FileError, match=r"\.m\.json: "):
+        convert(folder, tmp_path / name)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_no_model_without_its_manifest(tmp_path, monkeypatch):
+    def full(self, values):
+        raise FileError("a.m.json", "cannot be written")
+
+    folder = write(tmp_path / "checkpoint", LLAMA, random_weights(LLAMA))
+    monkeypatch.setattr("converter.convert.ManifestWriter.write", full)
+    with pytest.raises(FileError, match="a.m.json: cannot be written"):
+        convert(folder, tmp_path / "a.m")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_an_output_in_place_of_a_source_is_refused(tmp_path):
+    folder = write(tmp_path / "checkpoint", LLAMA, random_weights(LLAMA))
+    (tmp_path / "link.m").symlink_to(folder / "model.safetensors")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    for out in (folder / "model.safetensors", tmp_path / "link.m", folder / "config"):  # whose manifest is config.json
+        with pytest.raises(FileError, match="is what it would be made from"):
+            convert(folder, out)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_large_tensors_in_chunks_of_whole_heads(tmp_path, monkeypatch):

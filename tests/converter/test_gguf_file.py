@@ -89,7 +89,8 @@ def tensor(shape, kind=0, offset=0, n_dimensions=None) -> bytes:
         (tensor((3,), n_dimensions=0), "t has 0 dimensions"),
         (tensor((3,), n_dimensions=1 << 31), "t has 2147483648 dimensions"),
         (tensor((31,), kind=2), "rows of 31 values, which Q4_0 blocks do not fill"),
-        (tensor((32,), kind=99), "of type 99, which is not read"),
+        (tensor((32,), kind=99), r"of type 99, which is not read \(known: F32, F16, BF16, Q4_0, "),
+        (tensor((256,), kind=34), r"of type TQ1_0, which is not read \(known: F32, F16, BF16, Q4_0, "),
         (gguf_bytes({}, TENSORS)[:-40], "truncated: tensor two ends"),
     ],
 )  # fmt: skip

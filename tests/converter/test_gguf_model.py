@@ -1,3 +1,4 @@
+import enum
 import sys
 
 import numpy as np
@@ -126,6 +127,31 @@ def test_the_package_is_asked_for_where_it_is_needed(tmp_path, monkeypatch):
         open_file(path, FloatType.Q40)
 
 
+def test_a_package_that_is_too_old_is_told_of(tmp_path, monkeypatch):
+    gguf = pytest.importorskip("gguf")
+    monkeypatch.setattr(gguf, "GGMLQuantizationType", enum.IntEnum("GGMLQuantizationType", {"Q4_0": 2}))
+    with pytest.raises(FormatError, match="a.gguf: Q6_K weights need a newer gguf package"):
+        open_file(write(tmp_path / "a.gguf", WIDE, kinds={"attn_v": "Q6_K"}), FloatType.Q40)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("scale", [0x7C00, 0x7C01, 0xFE00], ids=["infinity", "signalling NaN", "NaN"])
+@pytest.mark.parametrize("kind", ["Q4_0", "Q8_0", "Q4_K", "Q6_K"])
+def test_scales_that_are_not_finite_are_one_error_and_no_warning(tmp_path, kind, scale):
+    if kind not in SAME:
+        pytest.importorskip("gguf")
+    tensors = model(WIDE, {"attn_q": kind})
+    _, shape, raw = tensors["blk.0.attn_q.weight"]
+    place = 208 if kind == "Q6_K" else 0
+    tensors["blk.0.attn_q.weight"] = kind, shape, raw[:place] + scale.to_bytes(2, "little") + raw[place + 2 :]
+    path = write(tmp_path / "a.gguf", WIDE, tensors)
+    for weight_type in (FloatType.Q40, FloatType.Q80, FloatType.F32):
+        with pytest.raises(FormatError, match="attn_q.weight has values that are not finite"):
+            convert(path, tmp_path / "a.m", Settings(weight_type))
+        result = convert(path, tmp_path / "a.m", Settings(weight_type, allow_non_finite=True))
+        assert set(result.zeroed) == {"blk.0.attn_q.weight"}
+
+
 @pytest.mark.parametrize("recipe", ["Q4_K_M", "Q5_K_M", "Q6_K", "Q2_K", "Q4_0"])
 def test_files_that_llama_cpp_quantised(tmp_path, recipe):
     """Several types in one file; the values are near those of the file it was made from."""
@@ -169,8 +195,18 @@ def test_llama_3_1_s_scaling_is_found_again(tmp_path, original, head_dim, theta)
     np.testing.assert_allclose(found, factors, rtol=1e-5)
 
 
-def test_linear_scaling(tmp_path):
-    metadata = {**LLAMA, "llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0},
+        {"llama.rope.scaling.type": "linear", "llama.rope.scale_linear": 4.0},
+        {"llama.rope.scaling.factor": 4.0},
+        {"llama.rope.scale_linear": 4.0},
+    ],
+)
+def test_linear_scaling(tmp_path, said):
+    """As llama.cpp reads it: under two names, and what is scaled without a type is scaled linearly."""
+    metadata = {**LLAMA, **said}
     expected = config(rope_type=RopeType.LLAMA3_1, **linear_scaling(4.0))
     in_metadata = open_file(write(tmp_path / "a.gguf", metadata), FloatType.F32).config
     tensors = model(LLAMA) | factors([4.0] * 8)
@@ -178,6 +214,22 @@ def test_linear_scaling(tmp_path):
     for found in (in_metadata, in_factors):
         assert (found.rope_type, found.rope_scaling_factor) == (expected.rope_type, 4.0)
         assert found.rope_scaling_orig_seq_len == expected.rope_scaling_orig_seq_len
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"scaling.factor": 1.0}, {"scale_linear": 0.0}, {"scaling.type": "linear"},
+        {"scaling.type": "linear", "scaling.factor": 0.0}, {"scaling.type": "none", "scaling.factor": 4.0},
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("metadata", [LLAMA, QWEN3], ids=["llama", "qwen3"])
+def test_metadata_that_scale_nothing(tmp_path, metadata, said):
+    arch = metadata["general.architecture"]
+    path = write(tmp_path / "a.gguf", {**metadata, **{f"{arch}.rope.{key}": value for key, value in said.items()}})
+    assert (
+        open_file(path, FloatType.F32).config == open_file(write(tmp_path / "b.gguf", metadata), FloatType.F32).config
+    )
 
 
 def test_factors_of_one_are_no_scaling(tmp_path):
@@ -201,7 +253,10 @@ def without(name: str) -> dict:
     "metadata, tensors, reason",
     [
         ({"general.architecture": "gpt2"}, None, r"gpt2 cannot be converted \(known: llama, qwen3, qwen3moe\)"),
-        ({"general.architecture": 5}, None, "architecture 5 cannot"),
+        ({"general.architecture": 5}, None, "general.architecture is not text"),
+        ({"general.architecture": ["llama"]}, None, "general.architecture is not text"),
+        ({"general.architecture": np.zeros(2, "<i4")}, None, "general.architecture is not text"),
+        ({"split.count": np.zeros(2, "<i4")}, None, "one of several parts"),
         ({"llama.expert_count": 8}, None, "mixture of experts"),
         ({**QWEN3_MOE, "qwen3moe.expert_count": 0}, None, "n_experts is 0"),
         ({**QWEN3_MOE, "qwen3moe.expert_used_count": 9}, None, "n_active_experts is 9"),
@@ -224,7 +279,12 @@ def without(name: str) -> dict:
         ({"llama.attention.layer_norm_rms_epsilon": 1e-3}, None, "epsilon is 0.00"),
         ({"llama.rope.freq_base": "x"}, None, "freq_base is 'x', not a number"),
         ({"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 1.5}, None, "linear rope scaling by 1.5"),
+        ({"llama.rope.freq_base": float("inf")}, factors([8.0] * 4 + [2.0] * 4), "freq_base is inf, not between 1"),
+        ({"llama.rope.freq_base": -1.0}, factors([8.0] * 4 + [2.0] * 4), "freq_base is -1.0, not between 1"),
         ({"llama.rope.scaling.type": "yarn"}, None, "rope scaling yarn is not supported"),
+        ({"llama.rope.scaling.type": np.zeros(2, "<i4")}, None, "llama.rope.scaling.type is not text"),
+        ({"llama.rope.scaling.factor": np.zeros(2, "<f4")}, None, "llama.rope.scaling.factor is .* not a number"),
+        ({**QWEN3, "qwen3.rope.scaling.factor": 4.0}, model(QWEN3), "rope scaling linear is not supported"),
         ({"llama.block_count": 1 << 30}, None, "n_layers is 1073741824"),
         ({}, without("token_embd.weight"), "tensor token_embd.weight is missing"),
         ({}, without("blk.1.ffn_up.weight"), "tensor blk.1.ffn_up.weight is missing"),

@@ -139,6 +139,30 @@ def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, change, said):
     assert not (tmp_path / "out").exists()
 
 
+def test_no_half_of_an_adapter(tmp_path):
+    (tmp_path / "out" / "edge.plora").mkdir(parents=True)
+    result = run(write(tmp_path / "a.bin", published()), "-o", tmp_path / "out", "--force")
+    assert result.exit_code == 1 and "edge.plora: exists and is not a regular file" in result.stderr
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["edge.plora"]
+
+
+def test_an_adapter_in_place_of_its_source_is_refused(tmp_path):
+    path = write(tmp_path / "cloud.plora", published())
+    before = path.read_bytes()
+    result = run(path, "-o", tmp_path, "--force")
+    assert result.exit_code == 1 and "cloud.plora: is what it would be made from" in result.stderr
+    assert path.read_bytes() == before
+
+
+def test_a_stack_of_an_unknown_type_is_one_line(tmp_path):
+    (tmp_path / "a.safetensors").write_bytes(
+        safetensors_bytes({"lora_M_stack.layers.0.lora_M": ("F4", (3, 6, 4), bytes(36))})
+    )
+    result = run(tmp_path / "a.safetensors", "-o", tmp_path / "out")
+    assert result.exit_code == 1 and "lora_M is F4 (known: F32, F16, BF16)" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
 def test_existing_files_stay_unless_forced(tmp_path):
     path = write(tmp_path / "a.bin", published())
     assert run(path, "-o", tmp_path / "out").exit_code == 0

@@ -1,13 +1,17 @@
+from pathlib import Path
+
 import pytest
 import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
 
 from converter.sentencepiece_model import fields, parse_sentencepiece, read_sentencepiece
+from dllama.embedded import tokenizer_path
 from dllama.errors import FormatError
-from dllama.formats.vocabulary import CONTROL
+from dllama.formats.vocabulary import CONTROL, PreTokenizer
 from dllama.tokenizer import MergeTokenizer, SentencePieceTokenizer
-from tests.tokenizer.models import train
+from tests.converter.corpus import CORPUS
+from tests.tokenizer.models import TEXTS, train
 
 
 @pytest.fixture(scope="module")
@@ -48,14 +52,39 @@ def test_control_pieces_are_found_where_they_are_asked_for(tmp_path):
         ({"model_type": "unigram"}, "not a BPE model"),
         ({"remove_extra_whitespaces": True}, "changes its text first"),
         ({"normalization_rule_name": "nmt_nfkc"}, "changes its text first"),
-        ({"add_dummy_prefix": False}, "changes its text first"),
-        ({"user_defined_symbols": ["<call>"]}, "user-defined pieces"),
+        ({"user_defined_symbols": ["<call>"]}, "user-defined piece '<call>', which a .t file cannot mark"),
+        ({"user_defined_symbols": ["s"]}, "user-defined piece 's'"),  # which is within <s>
     ],
 )
 def test_models_that_merging_cannot_reproduce_are_refused(tmp_path, options, reason):
     path = train(tmp_path / "a.model", **{"vocab_size": 400, **options})
     with pytest.raises(FormatError, match=f"a.model: .*{reason}"):
         read_sentencepiece(path)
+
+
+def same_ids(path, texts) -> bool:
+    """Whether the model and the vocabulary that is read from it agree on every text."""
+    tokenizer, library = MergeTokenizer(read_sentencepiece(path)), SentencePieceTokenizer(path.read_bytes())
+    return [tokenizer.encode(text) for text in texts] == [library.encode(text) for text in texts]
+
+
+def test_user_defined_characters_that_are_in_no_other_piece(tmp_path):
+    path = train(tmp_path / "a.model", vocab_size=400, user_defined_symbols=["\n", "§"])
+    assert same_ids(path, [*CORPUS.values(), *TEXTS, "\n", "\n\nthe §§ file\n § ", "§"])
+
+
+def test_the_embedded_tokenizer_encodes_the_same():
+    assert same_ids(Path(tokenizer_path()), [*CORPUS.values(), *TEXTS, "Question: 2+2?\nAnswer: 4\n#### 4\n"])
+
+
+def test_a_model_that_puts_no_space_before_its_text(tmp_path):
+    path = train(tmp_path / "a.model", vocab_size=400, add_dummy_prefix=False)
+    assert read_sentencepiece(path).pre_tokenizer is PreTokenizer.SPACE_NEVER
+    assert same_ids(path, [*CORPUS.values(), *TEXTS])
+    tokenizer, library = MergeTokenizer(read_sentencepiece(path)), SentencePieceTokenizer(path.read_bytes())
+    for text in ("the file", " the file", "<s>the"):
+        ids = library.encode(text, bos=False)
+        assert tokenizer.decode(ids) == library.decode(ids) == text
 
 
 def test_fields_of_a_message():

@@ -86,6 +86,35 @@ def test_llama_cpp_generates_the_same_tokens(tmp_path, tokenizer, shape):
     np.testing.assert_allclose(theirs.scores[: len(prompt)], logits, atol=1e-2)
 
 
+@pytest.mark.filterwarnings("ignore")  # the library's own
+@pytest.mark.parametrize("weight_type", [FloatType.F32, FloatType.Q40, FloatType.Q80])
+@pytest.mark.parametrize("shape, head_dim", [("llama", 32), ("qwen3", 128)])
+def test_transformers_generates_the_same_tokens(tmp_path, tokenizer, shape, head_dim, weight_type):
+    """Likeliest token each time. It widens all weights to F32, and takes the usual head_dim whatever a GGUF says."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    pytest.importorskip("gguf")
+    path = model(tmp_path / "a.m", SHAPES[shape], weight_type, seq_len=256, dim=4 * 32, n_heads=4, head_dim=head_dim)
+    to_gguf(path, tokenizer, tmp_path / "a.gguf", silent)
+    try:
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(
+            str(tmp_path), gguf_file="a.gguf", dtype=torch.float32
+        )
+    except (ImportError, TypeError, ValueError) as error:
+        pytest.skip(f"transformers {transformers.__version__} does not load it: {error}")
+    prompt = [1, 5, 9, 100, 200, 17]
+    ours = Llama(path, tokenizer, nthreads=1, buffer_float_type="f32", kv_float_type="f32")
+    expected = [piece.token_id for piece in ours.generate(prompt, 15, SamplerSettings(temperature=0))]
+    logits = ours.logits(prompt)
+    ours.close()
+    ids = list(prompt)
+    with torch.no_grad():
+        found = theirs(torch.tensor([prompt])).logits[0].numpy()
+        for _ in expected:
+            ids.append(int(theirs(torch.tensor([ids])).logits[0, -1].argmax()))
+    assert ids[len(prompt) :] == expected
+    np.testing.assert_allclose(found, logits, atol=1e-3 * np.abs(logits).max())
+
+
 @pytest.mark.parametrize("name", ["llama3", "qwen3", "gpt2", "smollm", "llama2"])
 def test_llama_cpp_encodes_the_same(tmp_path, name):
     """But for characters that Qwen's tokenizers compose and llama.cpp leaves as they are."""

@@ -103,6 +103,50 @@ def changed(name: str, **changes) -> dict:
     return values
 
 
+SPACE = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
+SPACED = {"added_tokens__1__content": "a b", "added_tokens__1__normalized": True}
+
+
+def without_bytes(**changes) -> dict:
+    """Llama 2's kind, whose unknown characters have no bytes' pieces to become."""
+    values = changed("llama2", **changes)
+    tokens = [token for token in values["model"]["vocab"] if not token.startswith("<0x")]
+    values["model"]["vocab"] = {token: i for i, token in enumerate(tokens)}
+    return values
+
+
+AS_IN_THE_LIBRARY = {
+    "normalised, by nothing": changed("gpt2", added_tokens__0__normalized=True),
+    "normalised, by a Metaspace": changed("metaspace_first", added_tokens__1__normalized=True),
+    "normalised to the same": changed("qwen3", added_tokens__3__normalized=True),
+    "spaces replaced": changed(
+        "metaspace_never", normalizer=SPACE, pre_tokenizer=None, added_tokens__1__normalized=True
+    ),
+    "unknown characters": without_bytes(model__byte_fallback=False),
+    "byte_fallback without bytes": without_bytes(),
+}
+
+
+@pytest.mark.parametrize("case", AS_IN_THE_LIBRARY)
+def test_what_is_not_refused_encodes_as_in_the_library(case):
+    tokenizers = pytest.importorskip("tokenizers")
+    values = AS_IN_THE_LIBRARY[case]
+    library = tokenizers.Tokenizer.from_str(json.dumps(values))
+    tokenizer = MergeTokenizer(parse_tokenizer_json(values))
+    for key, text in CORPUS.items():
+        assert tokenizer.encode(text, special=True) == library.encode(text).ids, key
+
+
+@pytest.mark.parametrize(
+    "changes", [{"added_tokens__1__normalized": True}, {"model__byte_fallback": False}], ids=["normalised", "no bytes"]
+)
+def test_what_is_refused_encodes_otherwise_in_the_library(changes):
+    tokenizers = pytest.importorskip("tokenizers")
+    _, ids = recorded("llama2")
+    library = tokenizers.Tokenizer.from_str(json.dumps(changed("llama2", **changes)))
+    assert any(library.encode(text).ids != ids[key] for key, text in CORPUS.items())
+
+
 @pytest.mark.parametrize(
     "values, reason",
     [
@@ -131,7 +175,16 @@ def changed(name: str, **changes) -> dict:
         (changed("qwen3", added_tokens__0__lstrip=True), "has lstrip, which a .t file cannot say"),
         (changed("qwen3", added_tokens__0__id=-1), "has id -1"),
         (changed("qwen3", added_tokens=[1]), "added_tokens is not a list of objects"),
-        (changed("llama2", model__vocab={"a": 0}, model__merges=[], added_tokens=[]), "bos id 1 is outside"),
+        (changed("metaspace_first", pre_tokenizer__prepend_scheme=[]), r"prepend_scheme \[\] is not known"),
+        (changed("llama2", model__vocab={"<unk>": 0}, model__merges=[], added_tokens=[]), "bos id 1 is outside"),
+        (changed("llama2", added_tokens__1__normalized=True), "'<s>' is sought in the normalised text"),
+        (changed("metaspace_never", normalizer=SPACE, pre_tokenizer=None, **SPACED), "'a b' is sought"),
+        (changed("qwen3", added_tokens__3__content="<thé>", added_tokens__3__normalized=True), "'<thé>' is sought"),
+        (changed("llama2", model__byte_fallback=False), "byte_fallback is not true"),
+        (changed("llama2", **{"model__vocab__<0x41>": 700}), "byte pieces that are not all there, or not in a row"),
+        (without_bytes(model__byte_fallback=False, model__fuse_unk=False), "something else than one <unk>"),
+        (without_bytes(model__unk_token=None), "something else than one <unk>"),
+        (without_bytes(model__unk_token="<s>"), "something else than one <unk>"),
     ],
 )
 def test_refused_with_the_reason(tmp_path, values, reason):
@@ -158,7 +211,10 @@ PLACES = [
     *("model", "model__vocab", "model__merges", "normalizer", "pre_tokenizer", "post_processor", "added_tokens"),
     *("pre_tokenizer__pretokenizers__0", "pre_tokenizer__pretokenizers__0__pattern", "post_processor__processors__1"),
     *("post_processor__processors__1__single", "post_processor__processors__1__special_tokens", "added_tokens__0"),
-    *("added_tokens__0__id", "added_tokens__0__content", "model__merges__0"),
+    *("added_tokens__0__id", "added_tokens__0__content", "added_tokens__0__normalized", "model__merges__0"),
+    *("pre_tokenizer__pretokenizers__0__pattern__Regex", "post_processor__processors__1__single__0__SpecialToken"),
+    *("post_processor__processors__1__single__0__SpecialToken__id", "model__unk_token", "model__byte_fallback"),
+    "post_processor__processors__1__special_tokens__<|begin_of_text|>",
 ]
 
 

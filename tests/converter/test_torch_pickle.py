@@ -11,6 +11,7 @@ from tests.converter.torch_files import integer, name, state_pickle, tensor_pick
 
 ONE = tensor_pickle("F16", "0", 6, 0, (2, 3), (3, 1))
 ORDERED = name("collections", "OrderedDict")
+NESTED = b")" + b"\x85" * 100_000  # a tuple in a tuple in a tuple, deeper than Python's stack
 
 
 def test_a_tensor():
@@ -82,9 +83,17 @@ def test_a_malicious_pickle_is_refused_and_nothing_is_run(tmp_path, protocol, fu
         (ORDERED + b".", "holds no dictionary"),
         (b"}.", "holds no dictionary"),
         (b"].", "holds no dictionary"),
-        (b"}(K\x01K\x02u.", "entry 1 is not a tensor"),
+        (b"}(K\x01K\x02u.", "a dictionary in it has a key that is no text"),
+        (b"}(" + NESTED + b"K\x02u.", "a key that is no text"),
+        (NESTED + text("a") + b"\x93.", "makes no sense"),
+        (text("a") + b"}\x93.", "makes no sense"),
+        (ORDERED + NESTED + b"R.", "makes no sense"),
+        (
+            b"(" + NESTED + name("torch", "HalfStorage") + text("0") + text("cpu") + integer(1) + b"tQ.",
+            "makes no sense",
+        ),
         (b"}(" + text("model") + b"}u.", "entry model is not a tensor"),
-        (b"}(]K\x02u.", "makes no sense"),
+        (b"}(]K\x02u.", "a key that is no text"),
         (b"}K\x01b.", "holds no dictionary"),
         (b"]K\x01b.", "makes no sense"),
         (b"}(K\x01u.", "makes no sense"),

@@ -91,6 +91,22 @@ def test_values_that_are_not_finite_are_refused(float_type, bad):
         quantize(x, float_type)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("float_type", [FloatType.F16, FloatType.Q40, FloatType.Q80])
+def test_what_is_not_finite_gives_no_warnings(float_type):
+    """NaN of both kinds and infinities, whoever reads or writes them."""
+    for scale in (0x7C00, 0xFC00, 0x7C01, 0x7E00):
+        raw = np.zeros((2, float_type.row_bytes(64)), np.uint8)
+        raw.view("<u2")[:, 0] = scale
+        raw[:, 2:] = 0x78
+        assert not np.isfinite(dequantize(raw, float_type, 64)).all()
+    x = np.ones((2, 64), np.float32)
+    for bits in (0x7F800000, 0xFF800000, 0x7F800001, 0x7FC00000):
+        x.view(np.uint32)[1, 40] = bits
+        with pytest.raises(ValueError, match="not finite"):
+            quantize(x, float_type)
+
+
 @pytest.mark.parametrize("float_type", [FloatType.F16, FloatType.Q40, FloatType.Q80])
 def test_values_beyond_f16_are_refused(float_type):
     with pytest.raises(ValueError, match="65504"):

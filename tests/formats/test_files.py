@@ -1,10 +1,13 @@
 import os
 import stat
+import subprocess
+import sys
+import textwrap
 
 import pytest
 
 from dllama.errors import FileError
-from dllama.formats.files import AtomicFile, open_regular
+from dllama.formats.files import AtomicFile, open_regular, refuse_overwriting
 
 
 def test_a_pipe_is_refused_without_waiting_for_a_writer(tmp_path):
@@ -26,6 +29,19 @@ def test_a_file_without_permission(tmp_path):
         open_regular(tmp_path / "a")
 
 
+def test_an_output_that_is_a_source_is_refused(tmp_path):
+    source = tmp_path / "source"
+    source.touch()
+    (tmp_path / "link").symlink_to(source)
+    os.link(source, tmp_path / "twin")
+    for name in ("source", "link", "twin"):
+        with pytest.raises(FileError, match=f"{name}: is what it would be made from"):
+            refuse_overwriting(tmp_path / name, [tmp_path / "missing", source])
+    (tmp_path / "other").touch()
+    refuse_overwriting(tmp_path / "other", [tmp_path / "missing", source])
+    refuse_overwriting(tmp_path / "missing", [tmp_path / "missing", source])
+
+
 def test_a_file_appears_when_it_is_complete(tmp_path):
     path = tmp_path / "a"
     with AtomicFile(path, 6) as file:
@@ -44,6 +60,22 @@ def test_a_long_file_leaves_the_memory_while_it_is_written(tmp_path, monkeypatch
             file.seek(i * 4096)
             file.write(parts[i])
     assert (tmp_path / "a").read_bytes() == b"".join(parts)
+
+
+def test_a_file_that_is_left_when_the_program_ends(tmp_path):
+    """As by a signal that comes before the ``with`` statement; what a child process leaves is its parent's."""
+    script = f"""
+        import os, sys
+        from dllama.formats.files import AtomicFile
+        file = AtomicFile({str(tmp_path / "a")!r}, 0)
+        child = os.fork()
+        if child:
+            os.waitpid(child, 0)
+            assert len(os.listdir({str(tmp_path)!r})) == 1
+        sys.exit(7)
+    """
+    assert subprocess.run([sys.executable, "-c", textwrap.dedent(script)]).returncode == 7
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_written_file_has_the_mode_of_any_new_file(tmp_path):

@@ -1,12 +1,13 @@
 import hashlib
 import json
+import os
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dllama.errors import FileError, FormatError
-from dllama.formats.manifest import manifest_path, read_manifest, write_manifest
+from dllama.formats.manifest import ManifestWriter, manifest_path, read_manifest, write_manifest
 
 SOURCE = {"kind": "Meta folder", "name": "llama-2-7b", "files": [{"name": "params.json", "bytes": 9, "sha256": "ab"}]}
 VALUES = {"source": SOURCE, "weights": "q40", "quantiser": "reference", "converter": "dllama 1"}
@@ -47,6 +48,21 @@ def test_a_manifest_that_cannot_be_written(model):
     manifest_path(model).mkdir()
     with pytest.raises(FileError, match="a.m.json: exists and is not a regular file"):
         write_manifest(model, VALUES)
+
+
+def test_a_place_is_taken_and_left_as_it_was(model):
+    manifest_path(model).write_text("before")
+    with pytest.raises(ZeroDivisionError), ManifestWriter(model):
+        assert len(list(model.parent.iterdir())) == 3
+        raise ZeroDivisionError
+    assert manifest_path(model).read_text() == "before" and len(list(model.parent.iterdir())) == 2
+
+
+def test_names_that_are_not_utf_8(model):
+    """As Python hands on names of files in another encoding."""
+    values = VALUES | {"source": SOURCE | {"name": os.fsdecode(b"l\xe9o")}}
+    write_manifest(model, values)
+    assert read_manifest(model) == WHOLE | values
 
 
 json_values = st.recursive(
