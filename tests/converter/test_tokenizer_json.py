@@ -104,7 +104,8 @@ def changed(name: str, **changes) -> dict:
 
 
 SPACE = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
-SPACED = {"added_tokens__1__content": "a b", "added_tokens__1__normalized": True}
+SOUGHT = {"added_tokens__1__normalized": True, "added_tokens__1__special": False}
+SPACED = {"added_tokens__1__content": "a b", **SOUGHT}
 
 
 def without_bytes(**changes) -> dict:
@@ -135,6 +136,14 @@ def test_what_is_not_refused_encodes_as_in_the_library(case):
     tokenizer = MergeTokenizer(parse_tokenizer_json(values))
     for key, text in CORPUS.items():
         assert tokenizer.encode(text, special=True) == library.encode(text).ids, key
+
+
+def test_special_tokens_that_are_normalised():
+    """As in the files of Llama 2, which say so of theirs: they are found wherever they are spelled."""
+    plain, said = (
+        parse_tokenizer_json(changed("llama2", added_tokens__1__normalized=is_so)) for is_so in (False, True)
+    )
+    assert said == plain
 
 
 @pytest.mark.parametrize(
@@ -177,7 +186,7 @@ def test_what_is_refused_encodes_otherwise_in_the_library(changes):
         (changed("qwen3", added_tokens=[1]), "added_tokens is not a list of objects"),
         (changed("metaspace_first", pre_tokenizer__prepend_scheme=[]), r"prepend_scheme \[\] is not known"),
         (changed("llama2", model__vocab={"<unk>": 0}, model__merges=[], added_tokens=[]), "bos id 1 is outside"),
-        (changed("llama2", added_tokens__1__normalized=True), "'<s>' is sought in the normalised text"),
+        (changed("llama2", **SOUGHT), "'<s>' is sought in the normalised text"),
         (changed("metaspace_never", normalizer=SPACE, pre_tokenizer=None, **SPACED), "'a b' is sought"),
         (changed("qwen3", added_tokens__3__content="<thé>", added_tokens__3__normalized=True), "'<thé>' is sought"),
         (changed("llama2", model__byte_fallback=False), "byte_fallback is not true"),
