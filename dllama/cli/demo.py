@@ -40,8 +40,8 @@ def privatelora(as_json) -> None:
     process is the edge: it has the tokenizer, the embedding, the output matrix, the sampler, and the matrices M that
     taught it fifty facts of a household (made up) and to spell numbers. The base model alone is asked the same.
 
-    The cloud is sent no text, no token and no M. Its owner could still work out much of the text from what it is sent;
-    'dllama inference --edge-layers' makes that harder.
+    The cloud is sent no text, no token and no M. Its owner could still work out the text, the answer and M from what it
+    is sent: dllama/privatelora/README.md says how, and how little helps.
 
     \b
       dllama demo privatelora

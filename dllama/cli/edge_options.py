@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
+
+from dllama.privatelora.settings import RECONNECT_TIMEOUT
+
+PLORA = ".plora"
 
 
 class EdgeLayers(click.ParamType):
@@ -45,6 +51,13 @@ EDGE_OPTIONS = (
         metavar="X",
         help="PrivateLoRA: add noise of X times their own size to the values that enter the cloud. [default: 0]",
     ),
+    click.option(
+        "--reconnect-timeout",
+        type=click.FloatRange(min=0),
+        metavar="SECONDS",
+        help="PrivateLoRA: how long to try to reach a cloud again that was lost; while it loads its model it is waited "
+        f"for. [default: {RECONNECT_TIMEOUT:g}]",
+    ),
 )
 
 
@@ -55,17 +68,31 @@ def edge_options(command):
     return command
 
 
-def edge_values(mode: str, adapter: str | None, edge_layers, transfer_float_type, noise) -> dict | None:
+def edge_values(
+    mode: str, adapter: str | None, edge_layers, transfer_float_type, noise, reconnect_timeout
+) -> dict | None:
     """What `EdgeSettings` has beside the cloud; None where the mode is another. Raises click.UsageError."""
     given = {
         "--edge-layers": edge_layers,
         "--transfer-float-type": transfer_float_type,
         "--noise": noise,
+        "--reconnect-timeout": reconnect_timeout,
     }
     if mode == "privatelora":
         layers, form = edge_layers or (0, 0), transfer_float_type or "q80"
-        return {"adapter": adapter, "edge_layers": layers, "form": form, "noise": noise or 0.0}
+        patience = RECONNECT_TIMEOUT if reconnect_timeout is None else reconnect_timeout
+        values = {"adapter": adapter, "edge_layers": layers, "form": form, "noise": noise or 0.0}
+        return values | {"reconnect_timeout": patience}
     for name, value in given.items():
         if value is not None:
             raise click.UsageError(f"{name} is for --mode privatelora")
+    if adapter is not None and _is_private(Path(adapter)):
+        raise click.UsageError(
+            f"--adapter {adapter} is one of PrivateLoRA: it needs --mode privatelora, and the cloud in --workers"
+        )
     return None
+
+
+def _is_private(path: Path) -> bool:
+    """Whether it is a half of a PrivateLoRA adapter, or the folder of both."""
+    return path.suffix == PLORA or (path.is_dir() and any(path.glob(f"*{PLORA}")))

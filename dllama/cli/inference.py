@@ -108,8 +108,8 @@ def sampler_settings(options: dict) -> SamplerSettings:
     "prefill_ms.",
 )
 def inference(
-    prompt, prompt_file, steps, max_seq_len, adapter, mode, edge_layers, transfer_float_type, noise, quiet, top, stats,
-    **options,
+    prompt, prompt_file, steps, max_seq_len, adapter, mode, edge_layers, transfer_float_type, noise, reconnect_timeout,
+    quiet, top, stats, **options,
 ) -> None:  # fmt: skip
     """Generate text.
 
@@ -125,7 +125,7 @@ def inference(
     (S) and received (R) between the nodes, and its text; averages follow. Ctrl-C stops and prints the averages so far.
     """
     settings = sampler_settings(options)
-    edge = edge_values(mode, adapter, edge_layers, transfer_float_type, noise)
+    edge = edge_values(mode, adapter, edge_layers, transfer_float_type, noise, reconnect_timeout)
     text = _prompt_text(prompt, prompt_file)
     if stats:
         AtomicFile(stats, 0).abort()  # a path that cannot be written fails now, not after the run

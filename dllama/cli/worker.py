@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from dllama.cli import quantities
 from dllama.cli.cluster_options import check_ratios, worker_addresses, worker_names
@@ -22,6 +23,18 @@ from dllama.cli.quantities import Quantity
 from dllama.cluster.settings import DEFAULT_PORT
 
 ANY_HOST = ("", "*", "0.0.0.0", "::")
+
+MODES = (
+    (("",), ("memory", "cache_limit"), "a worker of a cluster: a cloud (--device) has the whole model and no slices"),
+    (("auto", "cpu", "cuda"), ("adapters", "max_edges"), "the cloud of PrivateLoRA: it needs --device"),
+    (("auto", "cuda"), ("unpack",), "a cloud that computes with CUDA: it needs --device cuda or auto"),
+    (
+        ("auto", "cpu"),
+        ("buffer_float_type", "kv_float_type"),
+        "a cloud that computes on the CPU: it needs --device cpu or auto; in a cluster the root says it",
+    ),
+)
+"""Options with the devices that they are for ("": no cloud), and what is said where they are given with another."""
 
 
 @click.command(cls=SeveralValues)
@@ -121,8 +134,7 @@ def worker(
     """
     if device and not model:
         raise click.UsageError("--device needs --model with it: edges send no weights")
-    if adapters and not device:
-        raise click.UsageError("--adapter is for the cloud of PrivateLoRA: it needs --device")
+    _check_mode(device)
     _check_workers(workers, ratios, device, adapters)
     _end_at_signals()
     if parent_fd is not None:
@@ -134,7 +146,7 @@ def worker(
         service.status(line)
 
     progress = Progress(Live(), log)
-    key = None if insecure else _key(key_file, host, port)
+    key = None if insecure else _key(key_file, host, port, bool(device))
 
     from dllama.cli.pulse import Pulse
     from dllama.kernels.team import usable_cpus
@@ -185,6 +197,17 @@ def worker(
     served.serve()
 
 
+def _check_mode(device: str | None) -> None:
+    """Raises click.UsageError for an option that would have no effect."""
+    context = click.get_current_context()
+    for kinds, names, reason in MODES:
+        for name in names:
+            given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+            if given and (device or "").lower() not in kinds:
+                option = next(param.opts[0] for param in context.command.params if param.name == name)
+                raise click.UsageError(f"{option} is for {reason}")
+
+
 def _check_workers(workers: tuple[str, ...], ratios: tuple[float, ...] | None, device: str | None, adapters) -> None:
     names = worker_names(workers)
     if names and (device or "").lower() != "cpu":
@@ -196,7 +219,7 @@ def _check_workers(workers: tuple[str, ...], ratios: tuple[float, ...] | None, d
     check_ratios(len(names), ratios)
 
 
-def _key(key_file: str | None, host: str, port: int):
+def _key(key_file: str | None, host: str, port: int, cloud: bool):
     """The cluster's key. The one in the user's configuration folder is made where it is not there yet."""
     from dllama.cluster import key as cluster_key
 
@@ -207,14 +230,23 @@ def _key(key_file: str | None, host: str, port: int):
     if is_new:
         own = host if host not in ANY_HOST else _own_address()
         copy = cluster_key.copy_command(path, f"[{own}]" if ":" in own else own)
-        click.echo(_welcome(path, key.fingerprint, copy, _join(own, port)), err=True)
+        click.echo(_welcome(path, key.fingerprint, copy, _join(own, port), cloud), err=True)
     return key
 
 
-def _welcome(path: Path, fingerprint: str, copy: str, address: str) -> str:
+def _welcome(path: Path, fingerprint: str, copy: str, address: str, cloud: bool) -> str:
     """What the first start says."""
+    new = f"New cluster key {fingerprint} in {path}: whoever has it may use"
+    if cloud:
+        return f"""\
+{new} this cloud.
+
+On each device that is to be an edge, with a copy of the same model, type:
+  {copy}
+  dllama inference --mode privatelora --model model.m --tokenizer tokenizer.t --prompt "Hello" --workers {address}
+"""
     return f"""\
-New cluster key {fingerprint} in {path}: whoever has it may use the workers.
+{new} the workers.
 
 On the device that is to be the root, the one with the model, type:
   {copy}

@@ -46,8 +46,10 @@ class Link:
         key: ClusterKey | None,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         connect_timeout: float = CONNECT_SECONDS,
+        program: str = "dllama worker",
     ):
         """name: the worker's address, HOST:PORT;  key: None for no encryption;  connect_timeout: seconds
+        program: what should run there
 
         Raises ClusterError for what is no address and for an unknown host.
         """
@@ -58,7 +60,7 @@ class Link:
         self._secure = key is not None
         self._refused = self._timed_out = False
         self._address = address.resolve(*address.parse(name))
-        self._connect_timeout = connect_timeout
+        self._connect_timeout, self._program = connect_timeout, program
         self.deadline = time.monotonic() + connect_timeout
         self.socket = sockets.new_socket(zmq.Context.instance(), zmq.DEALER, max_message_bytes)
         self.socket.setsockopt(zmq.RECONNECT_IVL, RETRY_MS)
@@ -144,7 +146,7 @@ class Link:
     def give_up(self) -> None:
         """For the hub: the time to connect is over."""
         late = f"no answer within {self._connect_timeout:g} s"
-        self._lose("nothing listens there; is 'dllama worker' running?" if self._refused else late)
+        self._lose(f"nothing listens there; is '{self._program}' running?" if self._refused else late)
 
     def _lose(self, reason: str) -> None:
         if not self.lost:

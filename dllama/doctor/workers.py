@@ -20,6 +20,8 @@ LONG_TRIP = 2e-3
 """Seconds there and back: more than any switch takes."""
 
 COPY_KEY = "copy this machine's key file there, readable by its owner alone, and restart the worker"
+SERVES_EDGES = "this worker serves edges"
+"""How a cloud's refusal begins; it has looked at the key and the version before."""
 SAME_VERSION = "install the same version of dllama on all nodes, and restart the workers"
 
 FAULTS = (
@@ -94,6 +96,10 @@ def plan_findings(model: ModelFile, context: int, nodes: Sequence[NodeSpec]) -> 
 
 def _fault(address: str, error: ClusterError) -> Finding:
     text = str(error).removeprefix(f"worker {address}: ")
+    if text.startswith(SERVES_EDGES):
+        told = "answers, and has the same key and version; it is a cloud for edges, and no part of a cluster"
+        advice = f"dllama inference --mode privatelora --workers {address} uses it"
+        return Finding(address, "reach", State.OK, told, advice)
     if "busy" in text:
         advice = "run this again when it is free; systemctl status dllama-worker@9998 there tells what it does"
         return Finding(address, "reach", State.UNKNOWN, text, advice)

@@ -1,4 +1,8 @@
-"""This engine as a model of lm-evaluation-harness: ``lm_eval --model dllama``."""
+"""This engine as a model of lm-evaluation-harness.
+
+``lm_eval --model dllama`` knows it once this module is imported. ``dllama eval`` does so, and so do the tasks in TASKS;
+lm-evaluation-harness 0.4.13 reads no entry points, and a later one that does finds it by these.
+"""
 
 import logging
 from collections import defaultdict

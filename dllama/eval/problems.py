@@ -6,6 +6,7 @@ from pathlib import Path
 
 from datasets import Dataset, DatasetDict
 
+import dllama.eval.harness  # noqa: F401 - which registers the model: the harness itself looks for no entry points
 from dllama.errors import DllamaError, FileError, FormatError
 from dllama.formats.files import open_regular
 

@@ -85,7 +85,9 @@ def gate(thread, sync, threads):
 
 @contextmanager
 def sigint_held() -> Iterator[None]:
-    """Ctrl-C in the block, where it would leave a helper waiting at a barrier for ever, comes at its end."""
+    """Ctrl-C in the block, where it would leave a helper waiting at a barrier for ever, comes at its end. It is raised
+    in place of what the block raises, since whoever catches that would go on.
+    """
     before, held = signal.getsignal(signal.SIGINT), []
     if not callable(before) or threading.current_thread() is not threading.main_thread():
         yield
@@ -95,8 +97,8 @@ def sigint_held() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-    if held:
-        before(*held[0])
+        if held:
+            before(*held[0])
 
 
 class Team:

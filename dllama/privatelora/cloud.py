@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import platform
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from queue import Empty, SimpleQueue
 
 from dllama import __version__
 from dllama.cluster import wire
@@ -34,11 +36,16 @@ from dllama.privatelora.settings import BUSY
 MOST_MESSAGES = 256
 """That are taken in before something is run again, however fast they come."""
 LOOK_MS = 50
-"""How often a cloud that makes adapters ready looks whether they are."""
+"""How often a cloud that loads its model, or makes adapters ready, looks whether it is done."""
 IDLE_SECONDS = 1.0
 """And one with nothing to do, whether its edges are still there."""
 BEAT_SECONDS = 1.0
-"""How often it tells an edge that waits for that, that it is still at it."""
+"""How often it tells edges that wait for it that it is still at it."""
+SHORT_ROWS = 16
+"""A pass of more rows is worked in a thread of its own, so that edges are told; one of fewer would only cost more so,
+unless passes take long on this machine."""
+ALONE_SECONDS = 60.0
+"""After an error in a pass that several edges shared, each of them has passes of its own for so long."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +71,12 @@ class _Opening:
     session: dict
     adapter: CloudAdapter | None
     number: Future
-    told: float
 
 
 class Cloud:
     """Serves edges, each with its own session, caches and adapter; those at the same place run as one batch.
+
+    It is made when the model is loaded; edges that come before are told to wait.
 
     ``backend(model)`` makes what computes;  ``notify``, ``progress``: as in `Worker`. Raises as `Worker`, and
     AdapterError for an adapter that is another model's.
@@ -89,15 +97,18 @@ class Cloud:
             adapter.check(self._model.config)
             self._known[adapter.fingerprint] = adapter
         self._listener = Listener(settings.host, settings.port, settings.key, log=notify)
-        self._digest = model_digest(self._model, partial(progress, "reading the model"))
-        self._backend = backend(self._model, partial(progress, "loading weights"))
         self.hub = Hub(self._listener)
         self._greeted: dict[Peer, float] = {}  # and when
         self._openings: dict[Peer, _Opening] = {}
         self._sessions: dict[Peer, Session] = {}
         self._adapters: dict[tuple[str, range], list] = {}  # the backend's number, and how many sessions use it
         self._costs = Costs()
-        self._loader = ThreadPoolExecutor(1, "dllama-adapters")
+        self._loader = ThreadPoolExecutor(1, "dllama-loader")  # of the model, then of adapters
+        self._worker = ThreadPoolExecutor(1, "dllama-pass")
+        self._kept: deque[tuple[Peer, list] | LinkLost] = deque()  # what came of the edges in the middle of a pass
+        self._beaten = self._alone_until = 0.0
+        self._backend: Backend | None = None
+        self._load(backend, progress)
 
     @property
     def port(self) -> int:
@@ -117,7 +128,7 @@ class Cloud:
         """Takes in what has come, and runs what can be run; waits at most so many seconds for something to do."""
         group, wait = choose(list(self._sessions.values()), self._costs, time.monotonic())
         if group:
-            self._run(group)
+            self._run(group[:1] if time.monotonic() < self._alone_until else group)
             wait = 0.0
         looking = LOOK_MS / 1000 if self._openings else IDLE_SECONDS if self._greeted else None
         limits = [wait, timeout, looking, self._patience()]
@@ -132,12 +143,37 @@ class Cloud:
     def close(self) -> None:
         """Lets go of everything."""
         self._loader.shutdown()
+        self._worker.shutdown()
         self._listener.close()
         self._model.close()
+
+    def _load(self, backend: Callable[[ModelFile, Callable[[int, int], None]], Backend], progress: Callable) -> None:
+        """Makes the backend in the loader's thread, and talks meanwhile. Raises whatever loading raises."""
+
+        def load() -> tuple[bytes, Backend]:
+            digest = model_digest(self._model, partial(progress, "reading the model"))
+            return digest, backend(self._model, partial(progress, "loading weights"))
+
+        loading = self._loader.submit(load)
+        try:
+            while not loading.done():
+                self.turn(LOOK_MS / 1000)
+            self._digest, self._backend = loading.result()
+        except BaseException:
+            self._listener.close()
+            raise
+        for peer in list(self._greeted):
+            self._welcome(peer)
 
     # --- what comes in ---
 
     def _receive(self, timeout: float | None) -> tuple[Peer, list] | None:
+        if self._kept:
+            kept = self._kept.popleft()
+            if not isinstance(kept, LinkLost):
+                return kept
+            self._forget(kept.source, kept.reason)
+            return None
         awaited = timeout != 0 and any(s.passage is not None for s in self._sessions.values())
         received = self.hub.receive_soon() if awaited else None
         if received:
@@ -167,11 +203,12 @@ class Cloud:
         if type(message) is wire.Answer and session is not None:
             session.answered(message, payload)
         elif type(message) is wire.Enter and session is not None:
+            session.free(message.freed)
             self._check_memory(session, message)
             session.enter(message, payload)
         elif type(message) is wire.Hello:
             self._greet(peer, message)
-        elif type(message) is wire.Open and peer in self._greeted and session is None and peer not in self._openings:
+        elif type(message) is wire.Open and self._may_open(peer):
             self._open(peer, message.session)
         elif type(message) is wire.Bye:
             self._forget(peer, "it has left")
@@ -192,10 +229,19 @@ class Cloud:
             raise Unfit(f"{BUSY} with {len(self._greeted)} edges, as many as it takes; try again later")
         self._greeted[peer] = time.monotonic()
         self._notify(f"an edge has come, {peer.name}")
+        if self._backend is not None:
+            self._welcome(peer)
+
+    def _welcome(self, peer: Peer) -> None:
+        self._greeted[peer] = time.monotonic()
         name, free = wire.line(platform.node())[:255], available_bytes()
         threads = self._settings.nthreads
         welcome = wire.Welcome(wire.PROTOCOL, __version__, name, threads, free, None, jit.ISA.name, self._digest)
         _send(peer, wire.encode(welcome))
+
+    def _may_open(self, peer: Peer) -> bool:
+        has_none = peer not in self._sessions and peer not in self._openings
+        return peer in self._greeted and has_none and self._backend is not None
 
     def _open(self, peer: Peer, wanted: dict) -> None:
         config = self._backend.config
@@ -208,7 +254,7 @@ class Cloud:
             raise Unfit(f"a context of {wanted['context']} tokens, and the model has {config.seq_len}")
         adapter = adapter_of(wanted["adapter"], config, self._known)
         number = self._loader.submit(self._number, adapter, layers)
-        self._openings[peer] = _Opening(wanted, adapter, number, time.monotonic())
+        self._openings[peer] = _Opening(wanted, adapter, number)
 
     def _number(self, adapter: CloudAdapter | None, layers: range) -> int:
         """The backend's number for an adapter, which several sessions may share. Runs in the loader's thread."""
@@ -240,12 +286,13 @@ class Cloud:
         needed, free = new * self._backend.sequence_bytes(session.context), self._backend.free_bytes()
         if free is not None and needed > free:
             raise Unfit(f"not enough memory in the cloud: {in_units(needed)} needed for keys and values, "
-                        f"{in_units(free)} are free")  # fmt: skip
+                        f"{in_units(max(0, free))} are free; a shorter context (--max-seq-len) needs less")  # fmt: skip
 
     # --- what goes out ---
 
     def _run(self, group: Sequence[Session]) -> None:
         """One pass, up to the next stop or to the end."""
+        group = sorted(group, key=lambda session: session.number)  # the same edges, the same batch
         peers = {session: peer for peer, session in self._sessions.items()}
 
         unfit: list[tuple[Peer, str]] = []
@@ -262,18 +309,29 @@ class Cloud:
 
         came_from, to = group[0].came_from, group[0].goes_to
         passages = [session.passage for session in group]
-        streams, start = None, time.perf_counter()
-        try:
+        rows = sum(len(passage.places) for passage in passages)
+
+        def work(send: Callable[[Sequence], None]) -> list | None:
             if isinstance(to, int):
-                streams = self._backend.finish(passages, came_from, to)
+                return self._backend.finish(passages, came_from, to)
+            return self._backend.run(passages, came_from, to, send)
+
+        start = time.perf_counter()
+        try:
+            if rows > SHORT_ROWS or self._costs.pass_seconds > BEAT_SECONDS / 4:
+                streams = self._aside(work, send)
             else:
-                self._backend.run(passages, came_from, to, send)
+                streams = work(send)
         except Restarted as error:
             self._begin_anew(error)
             return
         except (DllamaError, MemoryError) as error:
+            reason = str(error) or "not enough memory"
+            if len(group) > 1:  # each may be fine by itself
+                self._alone_until = time.monotonic() + ALONE_SECONDS
+                reason = f"{BUSY}: a pass for {len(group)} edges has failed: {reason}"
             for session in group:
-                self._refuse(peers[session], str(error) or "not enough memory")
+                self._refuse(peers[session], reason)
             return
         seconds = time.perf_counter() - start
         self._costs.passed(seconds)
@@ -285,6 +343,54 @@ class Cloud:
         for peer, reason in unfit:
             self._refuse(peer, reason)
 
+    def _aside(self, work: Callable[[Callable], list | None], send: Callable[[Sequence], None]) -> list | None:
+        """Has a pass worked in another thread, which sends by way of this one, and meanwhile tells the edges that this
+        cloud is alive. What it raises is raised."""
+        said: SimpleQueue[list | None] = SimpleQueue()
+        done = self._worker.submit(work, lambda lows: said.put([low.copy() for low in lows]))
+        done.add_done_callback(lambda _: said.put(None))
+        while True:
+            try:
+                lows = said.get(timeout=BEAT_SECONDS / 2)
+            except Empty:
+                self._listen()
+                self._beat()
+                continue
+            if lows is None:
+                return done.result()
+            send(lows)
+
+    def _listen(self) -> None:
+        """Takes in what comes in the middle of a pass. Strangers are answered; what comes of edges that have a session,
+        and may be part of the pass, is kept for its end."""
+        while len(self._kept) < MOST_MESSAGES:
+            try:
+                received = self.hub.receive(0)
+            except LinkLost as lost:
+                if lost.source in self._sessions:
+                    self._kept.append(lost)
+                elif isinstance(lost.source, Peer):
+                    self._forget(lost.source, lost.reason)
+                continue
+            if received is None:
+                return
+            if received[0] in self._sessions:
+                self._kept.append(received)
+            else:
+                self._take(*received)
+
+    def _beat(self) -> None:
+        """Tells the edges that wait for this cloud that it is still at it, every BEAT_SECONDS."""
+        now = time.monotonic()
+        if now < self._beaten + BEAT_SECONDS:
+            return
+        self._beaten = now
+        heard = {kept[0] for kept in self._kept if not isinstance(kept, LinkLost)}
+        for peer in self._greeted:
+            session = self._sessions.get(peer)
+            if session is None or session.passage is not None or peer in heard:  # others do not read
+                _send(peer, wire.encode(wire.Beat()))
+
     def _patience(self) -> float | None:
         """Seconds until an edge has owed an answer for too long."""
         since = [s.waits_since for s in self._sessions.values() if s.passage is not None and s.ready_at is None]
@@ -292,6 +398,9 @@ class Cloud:
 
     def _look(self) -> None:
         """What time brings: adapters that are ready, edges that have not answered."""
+        self._beat()
+        if self._backend is None:
+            return
         now = time.monotonic()
         for peer, opening in list(self._openings.items()):
             if opening.number.done():
@@ -309,9 +418,6 @@ class Cloud:
                     continue
                 self._sessions[peer] = Session(opening.session, opening.adapter, number, self._backend)
                 _send(peer, wire.encode(wire.Opened(self._backend.device)))
-            elif now > opening.told + BEAT_SECONDS:
-                opening.told = now
-                _send(peer, wire.encode(wire.Beat()))
         for peer, session in list(self._sessions.items()):
             late = session.passage is not None and session.ready_at is None
             if late and now > session.waits_since + self._settings.step_timeout:

@@ -36,9 +36,8 @@ from dllama.privatelora.passage import Stop
 from dllama.privatelora.settings import BUSY, EdgeSettings
 from dllama.privatelora.travel import Rows
 
+CLOUD_PROGRAM = "dllama worker --device auto --model FILE"
 AGAIN_SECONDS = 0.2
-ROWS_OF_A_TIMEOUT = 16
-"""A step with more rows may take so many times longer; the cloud says nothing while it computes."""
 MOST_LOSSES = 5
 """In one step. A cloud that is there, but hangs at every step, would be tried for ever."""
 
@@ -81,27 +80,30 @@ class EdgeEngine:
             )
         self._first, self._layers = first, range(first, self.config.n_layers - last)
         self._adapter = None if settings.adapter is None else _edge_half(Path(settings.adapter))
-        self._answers = None
         if self._adapter is not None:
             self._adapter.check(self.config)
-            self._answers = Answers(self._adapter, self._layers, self._form)
         own = [layer for layer in range(self.config.n_layers) if layer not in self._layers]
         adapters = self._own_adapters(own)
-        act, cache = (tags.BY_NAME[kind.name.lower()] for kind in (buffer_type, kv_type))
-        with compiling(self.config, buffer_type, kv_type, notify, *["adapters"] * (adapters is not None)):
-            loaded = partial(progress, "loading weights")
-            self._forward = Forward(model, team, act, cache, context, loaded, adapters=adapters, only=own)
         self._stream = Rows(self._form, self.config.dim)
-        self._noise_key = secrets.randbits(128)
         self._sequences: WeakSet[EdgeSequence] = WeakSet()
         self._known: set[int] = set()  # numbers of the sequences that the cloud holds
         self._numbers = self._step = 0
+        self._noise_key = secrets.randbits(128)
         self._digest = model_digest(model, partial(progress, "reading the model"))
         self._hub: _CloudHub | None = None
-        try:
+        try:  # a cloud that is not there, or will not have this edge, shows before anything is compiled or loaded
             self._connect(settings.connect_timeout)
         except LinkLost as lost:
             raise ClusterError(f"cloud {settings.cloud}: {lost.reason}") from None
+        act, cache = (tags.BY_NAME[kind.name.lower()] for kind in (buffer_type, kv_type))
+        try:
+            with compiling(self.config, buffer_type, kv_type, notify, *["adapters"] * (adapters is not None)):
+                self._answers = None if self._adapter is None else Answers(self._adapter, self._layers, self._form)
+                loaded = partial(progress, "loading weights")
+                self._forward = Forward(model, team, act, cache, context, loaded, adapters=adapters, only=own)
+        except BaseException:
+            self.close()
+            raise
 
     def sequence(self, adapter: int = NO_ADAPTER) -> EdgeSequence:
         """An empty sequence; all have the edge's adapter."""
@@ -195,9 +197,8 @@ class EdgeEngine:
 
     def _answer_all(self, meter: _Meter, rows: int) -> tuple[wire.Leave, Sequence]:
         """Answers at each stop until the step is done: what the cloud says then."""
-        patience = self._settings.step_timeout * max(1, rows // ROWS_OF_A_TIMEOUT)
         while True:
-            message, payload = self._next(meter, patience)
+            message, payload = self._next(meter)
             if type(message) is wire.Low and message.step == self._step and self._answers is not None:
                 stop = Stop(message.layer, message.product)
                 try:
@@ -210,11 +211,12 @@ class EdgeEngine:
             elif type(message) is not wire.Beat:
                 raise self._fault(f"{type(message).__name__}, which nobody waits for")
 
-    def _next(self, meter: _Meter, patience: float) -> tuple:
-        """What the cloud says next. Raises LinkLost, and ClusterError where it refuses for good."""
-        frames = meter.receive(patience * 1000)
+    def _next(self, meter: _Meter) -> tuple:
+        """What the cloud says next; it says that it is alive, at the least. Raises LinkLost, and ClusterError where it
+        refuses for good."""
+        frames = meter.receive(self._settings.step_timeout * 1000)
         if frames is None:
-            raise LinkLost(meter.link, f"no answer for {patience:g} s")
+            raise LinkLost(meter.link, f"no answer for {self._settings.step_timeout:g} s")
         try:
             message, payload = wire.decode(frames)
         except wire.WireError as error:
@@ -233,13 +235,14 @@ class EdgeEngine:
 
     def _connect(self, timeout: float) -> None:
         """Gets to know the cloud, and says what is wanted. Raises LinkLost, ClusterError."""
-        hub = _CloudHub(Link(self._settings.cloud, self._settings.key, connect_timeout=timeout))
+        settings = self._settings
+        hub = _CloudHub(Link(settings.cloud, settings.key, connect_timeout=timeout, program=CLOUD_PROGRAM))
         meter = _Meter(hub)
         try:
             meter.send(wire.encode(wire.Hello(wire.PROTOCOL, __version__, secrets.token_bytes(16), "edge")))
-            self._expect(meter, wire.Welcome, timeout)
+            self._expect(meter, wire.Welcome)
             meter.send(wire.encode(wire.Open(self._session())))
-            opened = self._expect(meter, wire.Opened, None)
+            opened = self._expect(meter, wire.Opened)
         except BaseException:
             hub.close()
             raise
@@ -248,14 +251,19 @@ class EdgeEngine:
         here = f", and {a} + {b} here" if a or b else ""
         self._notify(f"{len(self._layers)} layers in the cloud {self._settings.cloud} ({opened.device}){here}")
 
-    def _expect(self, meter: _Meter, kind: type, timeout: float | None):
-        end = None if timeout is None else time.monotonic() + timeout
+    def _expect(self, meter: _Meter, kind: type):
+        """A message of this kind, for which it waits as long as the cloud is heard of: it loads its model, or makes the
+        adapter ready, or is in the middle of others' rows."""
+        beats = 0
         while True:
-            message, _ = self._next(meter, self._settings.step_timeout)
+            message, _ = self._next(meter)
             if type(message) is kind:
                 return message
-            if type(message) is not wire.Beat or (end is not None and time.monotonic() > end):
+            if type(message) is not wire.Beat:
                 raise self._fault(f"{type(message).__name__} for a {kind.__name__}")
+            beats += 1
+            if beats == 2:  # one may come of a cloud that answers at once
+                self._notify(f"waiting for the cloud {self._settings.cloud}, which is not ready yet")
 
     def _session(self) -> dict:
         adapter = None

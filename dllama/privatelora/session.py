@@ -32,7 +32,10 @@ def adapter_of(wanted: dict, config: ModelConfig, known: dict[str, CloudAdapter]
     if wanted["fingerprint"] in known:
         return known[wanted["fingerprint"]]
     if wanted["seed"] is None:
-        raise Unfit("this cloud has not the A and B of that adapter: start its worker with --adapter cloud.plora")
+        raise Unfit(
+            "this cloud has not the A and B of that adapter: start its worker with --adapter cloud.plora, "
+            "without --workers"
+        )
     try:
         shape = AdapterShape.of(config, wanted["r_c2d"], wanted["r_d2c"], wanted["targets"], wanted["layers"])
         adapter = CloudAdapter(shape, wanted["seed"], name="the edge's adapter")
@@ -88,8 +91,6 @@ class Session:
         """A step begins. Raises Unfit."""
         if self.passage is not None:
             raise Unfit("a step before the last one has ended")
-        for number in message.freed:
-            self._sequences.pop(number, None)
         count = sum(count for _, _, count in message.rows)
         if not 0 < count <= MAX_ROWS or not all(row < count for row in message.wanted) or len(message.wanted) > count:
             raise Unfit(f"a step of {count} rows, of 1 to {MAX_ROWS}, or wanted rows that it has not")
@@ -101,6 +102,11 @@ class Session:
         self.passage = Passage(places, self.number, x)
         self._step, self._next, self._wanted = message.step, 0, message.wanted
         self.ready_at, self.seconds = time.monotonic(), 0.0
+
+    def free(self, numbers: Sequence[int]) -> None:
+        """Lets go of sequences; of numbers that there are none for, nothing."""
+        for number in numbers:
+            self._sequences.pop(number, None)
 
     def new_sequences(self, message: wire.Enter) -> int:
         """How many caches a step needs that are not there yet."""

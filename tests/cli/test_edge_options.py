@@ -6,7 +6,7 @@ import pytest
 from dllama.cli.edge_options import EdgeLayers, edge_values
 from tests.cli.program import fails
 
-NOTHING = {"edge_layers": None, "transfer_float_type": None, "noise": None}
+NOTHING = {"edge_layers": None, "transfer_float_type": None, "noise": None, "reconnect_timeout": None}
 
 
 @pytest.mark.parametrize("text, layers", [("0:0", (0, 0)), ("1:2", (1, 2)), ("12:0", (12, 0)), ("0:00003", (0, 3))])
@@ -24,17 +24,28 @@ def test_what_is_no_pair_of_numbers(text):
 
 
 def test_what_the_edge_is_told():
-    defaults = {"adapter": None, "edge_layers": (0, 0), "form": "q80", "noise": 0.0}
+    defaults = {"adapter": None, "edge_layers": (0, 0), "form": "q80", "noise": 0.0, "reconnect_timeout": 120.0}
     assert edge_values("privatelora", None, **NOTHING) == defaults
-    given = edge_values("privatelora", "a.plora", (1, 2), "f16", 0.5)
-    assert given == {"adapter": "a.plora", "edge_layers": (1, 2), "form": "f16", "noise": 0.5}
+    given = edge_values("privatelora", "a.plora", (1, 2), "f16", 0.5, 9.0)
+    told = {"adapter": "a.plora", "edge_layers": (1, 2), "form": "f16", "noise": 0.5, "reconnect_timeout": 9.0}
+    assert given == told
     assert edge_values("cluster", "a", **NOTHING) is None
 
 
-@pytest.mark.parametrize("name, value", [("edge_layers", (0, 0)), ("transfer_float_type", "f32"), ("noise", 0.0)])
+@pytest.mark.parametrize(
+    "name, value",
+    [("edge_layers", (0, 0)), ("transfer_float_type", "f32"), ("noise", 0.0), ("reconnect_timeout", 0.0)],
+)
 def test_they_are_for_privatelora(name, value):
     with pytest.raises(click.UsageError, match=f"--{name.replace('_', '-')} is for --mode privatelora"):
         edge_values("cluster", None, **(NOTHING | {name: value}))
+
+
+@pytest.mark.parametrize("path", ["edge.plora", "cloud.plora", "."])
+def test_an_adapter_of_privatelora_without_the_mode(tmp_path, path):
+    (tmp_path / "edge.plora").touch()
+    with pytest.raises(click.UsageError, match="is one of PrivateLoRA: it needs --mode privatelora"):
+        edge_values("cluster", str(tmp_path / path), **NOTHING)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,14 @@
 """`dllama eval`: the harness's command line with this engine as its model."""
 
 import json
+import os
+import subprocess
+import sys
 from importlib.util import find_spec
 
 import pytest
 
-from tests.cli.program import fails, succeeds
+from tests.cli.program import ROOT, fails, succeeds
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 with_the_harness = pytest.mark.skipif(find_spec("lm_eval") is None, reason="the harness: pip install '.[eval]'")
@@ -29,6 +32,19 @@ def test_the_task_that_comes_along(problems, tmp_path):
     assert results["config"]["model"] == "dllama"
     assert results["n-samples"]["gsm8k_file"] == {"original": 2, "effective": 2}
     assert 0 <= results["results"]["gsm8k_file"]["exact_match,strict-match"] <= 1
+
+
+@with_the_harness
+def test_the_harness_s_own_command(problems, tmp_path):
+    """It reads no entry points: the task that comes along brings the model with it."""
+    task = ROOT / "dllama" / "eval" / "tasks" / "gsm8k_file.yaml"
+    arguments = ["--model", "dllama", "--model_args", "nthreads=1", "--tasks", task, "--metadata", f"data={problems}"]
+    arguments += ["--gen_kwargs", "max_gen_toks=8", "--limit", "1", "--output_path", tmp_path / "out"]
+    command = [sys.executable, "-m", "lm_eval", *map(str, arguments)]
+    result = subprocess.run(command, cwd=ROOT, env=os.environ | OFFLINE, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    (path,) = tmp_path.glob("out/**/results*.json")
+    assert json.loads(path.read_text())["n-samples"]["gsm8k_file"] == {"original": 2, "effective": 1}
 
 
 @with_the_harness

@@ -65,7 +65,7 @@ def test_adapters_that_cannot_be_used(cloud, adapter, tmp_path):
     write_adapter(tmp_path, *strong_halves(ModelFile(model_path()).config, seed=None))
     assert fails(*here, tmp_path) == (
         f"cloud {cloud.address}: this cloud has not the A and B of that adapter: start its worker with "
-        "--adapter cloud.plora"
+        "--adapter cloud.plora, without --workers"
     )
 
 
@@ -101,6 +101,36 @@ def test_a_worker_of_a_cluster_is_no_cloud(tmp_path):
 def test_a_cloud_is_no_worker_of_a_cluster(cloud):
     message = fails(*GREEDY, "--workers", cloud.address, "--insecure", "--ratios", "1:1")
     assert message.startswith(f"worker {cloud.address}: this worker serves edges (it was started with --device)")
+
+
+def test_the_first_start_of_a_cloud_tells_how_to_be_its_edge(embedded, tmp_path):
+    with Worker(tmp_path, "--device", "cpu", "--model", embedded.model) as worker:
+        shown = "\n".join(worker.lines)
+        assert "whoever has it may use this cloud" in shown
+        assert "dllama inference --mode privatelora --model model.m" in shown and "is to be the root" not in shown
+        worker.says(f"an edge reaches it with --mode privatelora --workers {worker.address}$")
+        found = json.loads(succeeds("doctor", "--workers", worker.address, "--json", **worker.environment))
+    (finding,) = [one for one in found["findings"] if one["node"] == worker.address]
+    assert finding["state"] == "ok" and "it is a cloud for edges, and no part of a cluster" in finding["text"]
+    assert finding["advice"] == f"dllama inference --mode privatelora --workers {worker.address} uses it"
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (("--device", "auto", "--memory", "2GB"), "--memory is for a worker of a cluster: "),
+        (("--device", "cpu", "--memory", "2GB", "--workers", "a"), "--memory is for a worker of a cluster: "),
+        (("--device", "cuda", "--cache-limit", "2GB"), "--cache-limit is for a worker of a cluster: "),
+        (("--max-edges", "8"), "--max-edges is for the cloud of PrivateLoRA: it needs --device"),
+        (("--unpack", "f16"), "--unpack is for a cloud that computes with CUDA: it needs --device cuda or auto"),
+        (("--device", "cpu", "--unpack", "f16"), "--unpack is for a cloud that computes with CUDA: "),
+        (("--kv-float-type", "f16"), "--kv-float-type is for a cloud that computes on the CPU: "),
+        (("--device", "cuda", "--buffer-float-type", "f32"), "--buffer-float-type is for a cloud that computes on"),
+    ],
+)
+def test_options_without_an_effect(options, said):
+    run = ("worker", "--host", "127.0.0.1", "--port", "0", "--insecure", "--model", "model.m")
+    assert said in fails(*run, *options, status=2)
 
 
 def test_what_a_cloud_cannot_start_with(embedded, adapter, tmp_path):

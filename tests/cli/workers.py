@@ -36,7 +36,7 @@ class Worker:
         self._reader.start()
         self.port = int(self.says(r"listening on 127\.0\.0\.1:(\d+), ")[1])
         self.address = f"127.0.0.1:{self.port}"
-        self.says("a root reaches it with ")  # the last of its first lines
+        self.says(" reaches it with ")  # the last of its first lines
 
     def says(self, pattern: str, times: int = 1) -> re.Match:
         """The match in the line that matches for the last time of so many; waits for it."""

@@ -16,6 +16,12 @@ class Stranger:
     def __init__(self, address: str):
         self.link = Link(address, None)
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.link.close()
+
     def say(self, message, *payload) -> None:
         self.link.send([msgpack.packb([bounds.SCHEMA[type(message)].number, *message]), *payload])
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dllama.kernels.jit import jit
-from dllama.kernels.team import Team, meet, take
+from dllama.kernels.team import Team, meet, sigint_held, take
 
 
 @pytest.fixture(params=[1, 2, 3, 4], ids=lambda n: f"{n} threads")
@@ -132,6 +132,12 @@ def test_ctrl_c_at_any_moment_is_raised_when_all_are_done(several):
         assert sorted(finished) == list(range(several.nthreads))
     assert works(several)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_is_not_lost_where_the_block_raises_too():
+    with pytest.raises(KeyboardInterrupt), sigint_held():
+        signal.raise_signal(signal.SIGINT)
+        raise ValueError("a link is lost, and whoever catches this tries again")
 
 
 def test_an_error_in_a_helper_reaches_the_caller(several):

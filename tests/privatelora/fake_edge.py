@@ -76,12 +76,6 @@ class FakeEdge(Stranger):
                 return message
             self.answer(message, rows=sum(run[2] for run in entering.get("rows", ((0, 0, 1),))))
 
-    def __enter__(self) -> "FakeEdge":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.link.close()
-
 
 def floats(count: int, value: float) -> bytes:
     """So many, of which one in the middle is special."""

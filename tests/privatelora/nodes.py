@@ -3,6 +3,7 @@
 import itertools
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,9 +32,24 @@ EXACT = ("f32", "f16")
 GREEDY = SamplerSettings(temperature=0)
 
 
-def cloud(model: str, port: int = 0, nthreads: int = 1, device: str = "cpu", types=("f32", "f32"), **options) -> None:
-    """A cloud, with these of the `CloudSettings`; says its port, and what happens."""
-    backend = open_backend(device, nthreads, *map(FloatType.parse, types), say)
+def cloud(
+    model: str,
+    port: int = 0,
+    nthreads: int = 1,
+    device: str = "cpu",
+    types=("f32", "f32"),
+    loading_seconds: float = 0.0,
+    **options,
+) -> None:
+    """A cloud, with these of the `CloudSettings`; says its port, and what happens. It takes ``loading_seconds`` longer
+    to load its model."""
+    make = open_backend(device, nthreads, *map(FloatType.parse, types), say)
+
+    def backend(model, progress):
+        say("loading")
+        time.sleep(loading_seconds)
+        return make(model, progress)
+
     node = Cloud(CloudSettings("127.0.0.1", port, options.pop("key", None), nthreads, model, **options), backend, say)
     say(str(node.port))
     node.serve()
@@ -170,9 +186,10 @@ def endless_edge(model: str, adapter: str, address: str) -> None:
 
 
 def open_llama(address: str, notify: Callable[[str], None] = lambda line: None, **options) -> Llama:
-    """The embedded model with this cloud, one of ``EXACT``. ``options``: those of `EdgeSettings`."""
+    """The embedded model with this cloud, one of ``EXACT``. ``options``: those of `EdgeSettings`, and kv_float_type."""
+    types = {"buffer_float_type": "f32", "kv_float_type": options.pop("kv_float_type", "f16")}
     settings = EdgeSettings(address, options.pop("key", None), **{"form": "f32", **options})
-    return Llama(nthreads=1, buffer_float_type="f32", private=settings, notify=notify)
+    return Llama(nthreads=1, **types, private=settings, notify=notify)
 
 
 def write(llama: Llama, prompt, steps: int, sampler: SamplerSettings = GREEDY, fault: Callable = lambda: None) -> str:

@@ -16,7 +16,7 @@ from dllama.cluster import bounds, wire
 from dllama.cluster.links import Link
 from dllama.cluster.root import ClusterEngine
 from dllama.cluster.settings import ClusterSettings
-from dllama.errors import ClusterError
+from dllama.errors import ClusterError, OutOfMemoryError
 from dllama.formats import FloatType
 from dllama.kernels.team import Team
 from dllama.privatelora.adapter import write_adapter
@@ -329,6 +329,33 @@ def test_too_little_memory_for_another_sequence(fake, cloud, monkeypatch):
     assert one.refused().startswith("not enough memory in the cloud: ")
 
 
+def test_memory_that_others_may_still_take(fake, cloud, monkeypatch):
+    """Sequences of all sessions count as full, before any of them is."""
+    each = cloud.backend.sequence_bytes(100)
+    monkeypatch.setattr("dllama.privatelora.backends.cpu.available_bytes", lambda: 5 * each // 2)
+    one, other = fake(), fake()
+    one.open(context=100)
+    other.open(context=100)
+    assert type(one.step(1, rows=((1, 0, 1),))) is wire.Leave
+    assert type(other.step(1, rows=((1, 0, 1),))) is wire.Leave
+    assert type(other.step(2, rows=((2, 0, 1),), freed=(1,))) is wire.Leave, "what is freed counts no more"
+    one.enter(2, rows=((2, 0, 1),))
+    assert one.refused().startswith("not enough memory in the cloud: ")
+    assert type(other.step(3, rows=((2, 1, 1),))) is wire.Leave, "the other goes on"
+
+
+def test_memory_that_is_in_use_counts_once(fake, cloud, monkeypatch):
+    """What a sequence has written is missing in what the system says is free."""
+    one = fake(False)
+    one.open(context=100)
+    monkeypatch.setattr("dllama.privatelora.backends.cpu.available_bytes", lambda: 10**9)
+    assert type(one.step(1, rows=((1, 0, 1),))) is wire.Leave
+    assert cloud.backend.free_bytes() == 10**9 - cloud.backend.sequence_bytes(99)
+    for step, rows in enumerate([((1, 1, 60),), ((1, 0, 5),)]):
+        assert type(one.step(step, rows=rows)) is wire.Leave
+        assert cloud.backend.free_bytes() == 10**9 - cloud.backend.sequence_bytes(39)
+
+
 def test_adapters_without_end(fake, cloud):
     memory = cloud.backend._frozen._memory
     memory[1:] = [np.empty(0)] * (MOST_ADAPTERS - 1)
@@ -492,6 +519,89 @@ def test_an_edge_that_is_killed(served, cloud):
 
 
 # --- several at once ---
+
+
+def test_a_long_pass_of_one_edge_is_no_death_to_the_others(served, cloud):
+    """Neither to one that wants a step, nor to one that comes."""
+    _, model, folder, _, expected = served
+    working, lines = threading.Event(), []
+
+    def slow() -> None:
+        if sum(cloud.backend.groups[-1]) > 100:
+            working.set()
+            time.sleep(4.0)
+
+    def work() -> None:
+        with edge(model, cloud.address, lines.append, step_timeout=2.0) as engine:
+            run(engine, [1] * 128)
+
+    with edge(model, cloud.address, lines.append, adapter=folder, step_timeout=2.0) as engine:
+        sequence = engine.sequence()
+        found = [run(engine, TOKENS[:2], sequence)]
+        cloud.backend.before = slow
+        thread = threading.Thread(target=work)
+        thread.start()
+        working.wait()
+        found.append(run(engine, TOKENS[2:], sequence, 2))
+        working.clear()
+        thread.join()
+        thread = threading.Thread(target=work)
+        thread.start()
+        working.wait()
+        with edge(model, cloud.address, lines.append, step_timeout=2.0) as newcomer:
+            assert np.isfinite(run(newcomer, [1])).all()
+        thread.join()
+    cloud.backend.before = lambda: None
+    assert abs(np.concatenate(found) - expected).max() < 1e-4 * abs(expected).max()
+    assert not any("is lost" in line for line in lines), lines
+
+
+def test_an_edge_that_goes_in_the_middle_of_a_long_pass(served, cloud):
+    """Its adapter is in use until the pass has ended."""
+    _, model, _, half, _ = served
+    working, adapters = threading.Event(), []
+
+    def slow() -> None:
+        working.set()
+        time.sleep(2.0)
+        adapters.extend(cloud.backend.adapters)
+
+    since = len(cloud.lines)
+    with FakeEdge(cloud.address, model, half) as one:
+        one.open()
+        cloud.backend.before = slow
+        one.enter(rows=((0, 0, 100),))
+        working.wait()
+    cloud.said("the connection broke", since)
+    cloud.backend.before = lambda: None
+    assert len(adapters) == 1
+
+
+def test_an_error_in_a_shared_pass_ends_no_edge(served):
+    _, model, folder, _, expected = served
+
+    def before() -> None:
+        time.sleep(0.02)
+        if len(cloud.backend.groups[-1]) > 1:
+            raise OutOfMemoryError("too much at once")
+
+    def write(adapter, found) -> None:
+        with edge(model, cloud.address, adapter=adapter) as engine:
+            sequence = engine.sequence()
+            found += [run(engine, [token], sequence, i)[0] for i, token in enumerate(TOKENS)]
+
+    with CloudThread(model.path) as cloud:
+        cloud.backend.before = before
+        texts = [], [], []
+        threads = [threading.Thread(target=write, args=(folder, text)) for text in texts]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert max(map(len, cloud.backend.groups)) > 1, "there was none"
+        cloud.said("this cloud is busy: a pass for")
+    for text in texts:
+        assert abs(np.array(text) - expected).max() < 1e-4 * abs(expected).max()
 
 
 def test_edges_at_once_get_what_each_gets_alone(served, cloud, tmp_path):

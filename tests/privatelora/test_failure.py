@@ -12,13 +12,17 @@ from dllama.cluster import wire
 from dllama.cluster.links import LinkLost
 from dllama.cluster.listener import Listener
 from dllama.embedded import model_path
-from dllama.errors import ClusterError
-from dllama.formats import ModelFile
+from dllama.errors import ClusterError, OutOfMemoryError
+from dllama.formats import FloatType, ModelFile
+from dllama.kernels.team import Team
 from dllama.privatelora.adapter import CLOUD_FILE, write_adapter
 from dllama.privatelora.answers import Answers
-from dllama.privatelora.edge import MOST_LOSSES
+from dllama.privatelora.cloud import Cloud, CloudSettings
+from dllama.privatelora.edge import MOST_LOSSES, EdgeEngine
+from dllama.privatelora.settings import EdgeSettings
 from dllama.privatelora.shape import AdapterShape
 from tests.cluster.forwarder import Forwarder
+from tests.cluster.stranger import Stranger
 from tests.engine.models import SHAPES, random_model
 from tests.privatelora.adapters import random_halves, strong_halves
 from tests.privatelora.fake_edge import HELLO
@@ -66,6 +70,75 @@ def test_a_cloud_that_is_killed_and_comes_back(cloud, folder, expected, layers):
         assert len(lost) == 1 and "\n" not in lost[0]
         assert "layers in the cloud" in lines[-1]
         assert write(llama, PROMPT, STEPS) == expected
+
+
+def test_a_cloud_that_comes_back_and_loads_for_long(folder, expected):
+    """Longer than an edge tries to reach it, and than it waits for an answer."""
+    lines = []
+    with CloudProcess(model_path(), types=EXACT) as own:
+
+        def kill() -> None:
+            own.kill()
+            own.options["loading_seconds"] = 6.0
+            threading.Timer(0.1, own.restart).start()
+
+        with open_llama(own.address, lines.append, adapter=folder, step_timeout=3.0, reconnect_timeout=3.0) as llama:
+            assert write(llama, PROMPT, STEPS, fault=kill) == expected
+    assert f"waiting for the cloud {own.address}, which is not ready yet" in lines
+    assert sum("is lost at token" in line for line in lines) == 1
+
+
+def test_a_cloud_that_still_loads_is_waited_for(small):
+    """By edges; others are told at once what it is."""
+    model, folder = small
+    lines = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    with CloudProcess(model.path, port=port, loading_seconds=6.0) as cloud:
+        cloud.said("loading")
+        with Stranger(f"127.0.0.1:{port}") as root:
+            root.say(HELLO._replace(role="root"))
+            assert "this worker serves edges" in root.hear(wire.Refuse).reason
+        assert cloud.port is None, "it is not ready"
+        with edge(model, f"127.0.0.1:{port}", lines.append, adapter=folder, step_timeout=2.5) as engine:
+            assert lines[0] == f"waiting for the cloud 127.0.0.1:{port}, which is not ready yet"
+            assert np.isfinite(run(engine, [1])).all()
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_cloud(small):
+    model, _ = small
+
+    def fails(model, progress):
+        raise OutOfMemoryError("too large")
+
+    settings = CloudSettings("127.0.0.1", 0, None, 1, model.path)
+    with pytest.raises(OutOfMemoryError, match="^too large$"):
+        Cloud(settings, fails, lambda line: None)
+
+
+def test_a_cloud_that_is_not_there_shows_before_anything_is_loaded(small):
+    model, folder = small
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        settings = EdgeSettings(f"127.0.0.1:{server.getsockname()[1]}", None, folder, (1, 0), connect_timeout=0.3)
+    tasks, lines, team = [], [], Team(1)
+    types = FloatType.F32, FloatType.F32
+    with pytest.raises(ClusterError, match="is 'dllama worker --device auto --model FILE' running"):
+        EdgeEngine(model, team, 16, *types, settings, lines.append, lambda task, *_: tasks.append(task))
+    team.close()
+    assert "loading weights" not in tasks and not lines
+
+
+def test_an_edge_that_cannot_load_takes_its_leave(small, monkeypatch):
+    model, folder = small
+
+    def fails(*args, **options):
+        raise OutOfMemoryError("too large")
+
+    monkeypatch.setattr("dllama.privatelora.edge.Forward", fails)
+    with CloudProcess(model.path) as cloud:
+        with pytest.raises(OutOfMemoryError), edge(model, cloud.address, adapter=folder):
+            pass
+        cloud.said("it has left")
 
 
 def test_a_link_that_is_cut_and_mended(cloud, folder, expected):

@@ -33,7 +33,8 @@ class Backend(Protocol):
         """An empty sequence with room for so many positions. What it takes is freed with it."""
 
     def free_bytes(self) -> int | None:
-        """Bytes that sequences and adapters may still take; None where the system does not say."""
+        """Bytes that further sequences may take when those that are there are full; negative where these may take more
+        than there is. None where the system does not say."""
 
     def sequence_bytes(self, context: int) -> int:
         """Bytes that it takes when it is full."""

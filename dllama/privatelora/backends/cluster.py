@@ -104,7 +104,7 @@ class ClusterBackend:
             for share in shares
             if share.node.memory is not None
         ]
-        return self.sequence_bytes(max(0, min(room))) if room else None
+        return self.sequence_bytes(min(room)) if room else None
 
     def sequence_bytes(self, context: int) -> int:
         return context * self._crew.plan.shares[0].kv_bytes_per_position(self._kv_type)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
-from weakref import ref
+from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 
@@ -66,15 +66,22 @@ class CpuBackend(Workspace):
         parts = (OUT, UP) if config.arch.has_experts else (OUT, DOWN)
         self._parts = {2 * product + 1 for product in parts}  # halves of a layer that leave a part of a sum in y
         self._here: list[tuple[ref[Passage], slice]] = []  # whose values the buffers hold, and in which rows
+        self._written: WeakKeyDictionary[KVCache, int] = WeakKeyDictionary()  # positions of each sequence, so far
 
     def prepare(self) -> None:
         """It always is."""
 
     def sequence(self, context: int) -> KVCache:
-        return self.sequence_of(context)
+        sequence = self.sequence_of(context)
+        self._written[sequence] = 0
+        return sequence
 
     def free_bytes(self) -> int | None:
-        return available_bytes()
+        available = available_bytes()
+        if available is None:
+            return None
+        # The system gives memory as it is written.
+        return available - sum(self.sequence_bytes(s.capacity - written) for s, written in self._written.items())
 
     def sequence_bytes(self, context: int) -> int:
         return context * 2 * self.n_layers * self.shape.n_kv_heads * int(self._step["cache_row"][0])
@@ -149,6 +156,9 @@ class CpuBackend(Workspace):
         for passage, span in zip(passages, _spans(passages), strict=True):
             self._table_now["adapter"][span] = passage.adapter
             if passage.x is not None:
+                for sequence, position in passage.places:
+                    if position >= self._written.get(sequence, position + 1):
+                        self._written[sequence] = position + 1
                 self._x[span, : self.config.dim], self._y[span] = passage.x, 0
                 passage.x = None
             else:

@@ -46,6 +46,8 @@ def open_backend(
         try:
             return cuda(model, progress)
         except KernelError:  # no torch, or no GPU
+            if weights is not None:
+                notify("--unpack has no effect: there is no GPU to be used, and the CPU takes the matrices as they are")
             return cpu(model, progress)
 
     return {"cpu": cpu, "cuda": cuda, "auto": auto}[device]

@@ -1,5 +1,6 @@
 """The torch backend against the CPU's own, which is tested against the engine."""
 
+import gc
 import sys
 
 import numpy as np
@@ -20,6 +21,8 @@ from dllama.targets import DENSE, TARGETS
 from tests.engine.models import BLOCKED, BLOCKED_MOE, GQA, MHA, QWEN3, QWEN3_MOE, SHAPES, random_model
 
 torch = pytest.importorskip("torch", reason="needs torch")
+
+from dllama.privatelora.backends.torch.plan import MOST_MIXTURES  # noqa: E402
 
 CONTEXT = 150
 TIGHT = dict(rtol=2e-4, atol=2e-4)
@@ -141,6 +144,61 @@ def test_edges_with_one_adapter_come_and_go_in_batches_of_fixed_shapes(tmp_path,
         return [*out, *step(edges, (1, 1, 1)), *step(edges, (1, 1, 1))]
 
     agree(play(open_torch(model, "cpu")), play(on_cpu(model)))
+
+
+def test_edges_with_adapters_of_their_own_in_batches_of_fixed_shapes(tmp_path, on_cpu):
+    """Of unequal ranks, one of them for two edges, and none; then one goes, and another takes its number."""
+    model = random_model(tmp_path / "m.m", GQA)
+
+    def play(backend):
+        shared = shape_of(model.config)
+        edges = [Edge(backend, 1, shared), Edge(backend, 2, shape_of(model.config, 12, 3)), Edge(backend, 3)]
+        edges.insert(1, Edge(backend, 4, shared, number=edges[0].number))
+        out = step(edges, (61, 5, 30, 7))
+        for k in range(4):
+            out += step(edges, (1, 1, 1, 1), alternately if k == 2 else lambda k, edges: [edges])
+            out += step(edges[1:], (1, 1, 1))
+        gone = edges.pop(2)
+        backend.remove(gone.number)
+        edges.insert(2, Edge(backend, 5, shape_of(model.config, 3, 14)))
+        assert edges[2].number == gone.number
+        for _ in range(3):
+            out += step(edges, (1, 1, 1, 1))
+        return out
+
+    backend = open_torch(model, "cpu")
+    agree(play(backend), play(on_cpu(model)))
+    assert backend._plan.key is not None
+
+
+def test_only_so_many_mixtures_of_adapters_are_of_a_fixed_shape(tmp_path):
+    backend = open_torch(random_model(tmp_path / "m.m", MHA), "cpu")
+    edges = [Edge(backend, seed, shape_of(backend.config)) for seed in range(5)]
+
+    def key(*members):
+        step([edges[i] for i in members], (1,) * len(members))
+        return backend._plan.key
+
+    pairs = [(i, j) for i in range(5) for j in range(i + 1, 5)]
+    kept = [key(*pair) is not None for pair in pairs]
+    assert kept == [True] * MOST_MIXTURES + [False] * (len(pairs) - MOST_MIXTURES)
+    assert key(*pairs[0]) is not None and key(0) is not None
+    backend.remove(edges[4].number)
+    assert key(1, 3) is not None, "with an adapter those go that it was in"
+
+
+def test_sequences_count_as_full(tmp_path, monkeypatch):
+    backend = open_torch(random_model(tmp_path / "m.m", MHA), "cpu")
+    monkeypatch.setenv("DLLAMA_MEMORY_LIMIT", "1000000000")
+    before, each = backend.free_bytes(), backend.sequence_bytes(CONTEXT)
+    one, other = Edge(backend, 1), Edge(backend, 2)
+    assert backend.free_bytes() == before - 2 * each
+    step([one], [CONTEXT // 2])
+    taken = len(one.sequence.pages) * backend._stack.pool.page_bytes
+    assert taken > 0 and backend.free_bytes() == before - 2 * each + taken + backend._stack.pool.free_bytes()
+    del other
+    gc.collect()
+    assert backend.free_bytes() == before - each + taken + backend._stack.pool.free_bytes()
 
 
 def test_another_adapter_in_the_place_of_one_that_left(tmp_path, on_cpu):

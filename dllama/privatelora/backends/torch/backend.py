@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from weakref import ref
+from weakref import WeakSet, ref
 
 import numpy as np
 import torch
@@ -67,6 +67,7 @@ class TorchBackend:
         self._recorder = Recorder(self._device)
         self._moves = self._stack.pool.moves
         self._low_is_here = torch.cuda.Event() if self._cuda else None
+        self._sequences: WeakSet[pages.Sequence] = WeakSet()
         self._here: list[tuple[ref[Passage], slice]] = []  # whose values the buffers hold, and in which rows
         self._plan: Plan | None = None  # theirs
 
@@ -74,15 +75,19 @@ class TorchBackend:
         """It always is."""
 
     def sequence(self, context: int) -> pages.Sequence:
-        return pages.Sequence(self._stack.pool, context)
+        sequence = pages.Sequence(self._stack.pool, context)
+        self._sequences.add(sequence)
+        return sequence
 
     def sequence_bytes(self, context: int) -> int:
         return self._stack.pool.nbytes(context)
 
     def free_bytes(self) -> int | None:
-        """What sequences can still take of the device's memory, None where the system does not say."""
-        free = _free_bytes(self._cuda)
-        return None if free is None else free + self._stack.pool.free_bytes()
+        free, pool = _free_bytes(self._cuda), self._stack.pool
+        if free is None:
+            return None
+        missing = sum(pool.nbytes(s.capacity) - pool.page_bytes * len(s.pages) for s in self._sequences)
+        return free + pool.free_bytes() - missing
 
     def add(self, adapter: CloudAdapter, layers: range) -> int:
         with self._memory_told("loading an adapter"):
@@ -91,6 +96,7 @@ class TorchBackend:
     def remove(self, number: int) -> None:
         with self._lock:
             self._recorder.forget()
+            self._stack.planner.forget()
             self._adapters.remove(number)
 
     @torch.inference_mode()

@@ -16,6 +16,9 @@ from dllama.privatelora.backends.torch.pages import PAGE, Sequence
 
 FEW_ROWS = 32
 """Up to so many rows, each of another sequence, are a batch of a fixed shape."""
+MOST_MIXTURES = 8
+"""Of adapters in a batch, with the rows of each, that are fixed shapes too: each takes as many graphs as a model has
+stops. Rarer ones run as they come."""
 
 
 class Attention(NamedTuple):
@@ -59,6 +62,7 @@ class Planner:
         self.sin = torch.zeros_like(self.cos)
         self.slots = torch.zeros(MAX_ROWS, dtype=torch.int64, device=device)
         self._fixed: dict[tuple[int, int], Attention] = {}
+        self._mixtures: set[tuple] = set()
 
     def plan(self, places: Rows[Place], adapters: Rows[int]) -> Plan:
         """``adapters``: the number of each row. The sequences have their pages."""
@@ -66,9 +70,9 @@ class Planner:
         for row, place in enumerate(places):
             of_sequence.setdefault(place.sequence, []).append(row)
         spans = _spans(adapters)
-        fixed = (
-            len(of_sequence) == len(places) <= FEW_ROWS and len(spans) == 1 and not self._config.arch.has_experts
-        )  # a mixture looks which experts were chosen: its shapes are never fixed
+        few = len(of_sequence) == len(places) <= FEW_ROWS
+        # A mixture of experts looks which of them were chosen: its shapes are never fixed.
+        fixed = few and not self._config.arch.has_experts and self._is_common(spans)
         n_rows = _power_of_two(len(places)) if fixed else len(places)
         positions = np.zeros(n_rows, np.int64)
         positions[: len(places)] = [place.position for place in places]
@@ -81,8 +85,21 @@ class Planner:
                 self._fixed[key].past.copy_(attention.past)
                 self._fixed[key].mask.copy_(attention.mask)
             attention = self._fixed.setdefault(key, attention)
-            return Plan(n_rows, ((spans[0][0], slice(0, n_rows)),), (attention,), (*key, spans[0][0]))
+            number, last = spans[-1]
+            spans = (*spans[:-1], (number, slice(last.start, n_rows)))  # with the rows that fill the batch up
+            return Plan(n_rows, spans, (attention,), (*key, *_numbers(spans)))
         return Plan(n_rows, spans, self._parts(of_sequence, positions), None)
+
+    def forget(self) -> None:
+        """An adapter goes: its number may be another's next."""
+        self._mixtures.clear()
+
+    def _is_common(self, spans: tuple[tuple[int, slice], ...]) -> bool:
+        """Whether a batch with these adapters is worth keeping: of several they are among the first MOST_MIXTURES."""
+        mixture = _numbers(spans)
+        if len(spans) > 1 and len(self._mixtures) < MOST_MIXTURES:
+            self._mixtures.add(mixture)
+        return len(spans) == 1 or mixture in self._mixtures
 
     def _place(self, places: Rows[Place], positions: np.ndarray) -> None:
         """Angles and slots of the rows; those that fill the batch up write to page 0."""
@@ -130,6 +147,11 @@ def _spans(adapters: Rows[int]) -> tuple[tuple[int, slice], ...]:
     starts = [row for row, number in enumerate(adapters) if row == 0 or number != adapters[row - 1]]
     ends = [*starts[1:], len(adapters)]
     return tuple((adapters[start], slice(start, end)) for start, end in zip(starts, ends, strict=True))
+
+
+def _numbers(spans: tuple[tuple[int, slice], ...]) -> tuple[tuple[int, int, int], ...]:
+    """Spans as what may be a key."""
+    return tuple((number, rows.start, rows.stop) for number, rows in spans)
 
 
 def _power_of_two(n: int) -> int:
