@@ -95,8 +95,8 @@ def sigint_held() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-    if held:
-        before(*held[0])
+        if held:
+            before(*held[0])
 
 
 class Team:

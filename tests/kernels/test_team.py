@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dllama.kernels.jit import jit
-from dllama.kernels.team import Team, meet, take
+from dllama.kernels.team import Team, meet, sigint_held, take
 
 
 @pytest.fixture(params=[1, 2, 3, 4], ids=lambda n: f"{n} threads")
@@ -131,6 +131,14 @@ def test_ctrl_c_at_any_moment_is_raised_when_all_are_done(several):
             several.run(step)
         assert sorted(finished) == list(range(several.nthreads))
     assert works(several)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_is_not_lost_where_something_else_goes_wrong():
+    with pytest.raises(KeyboardInterrupt) as caught, sigint_held():
+        signal.raise_signal(signal.SIGINT)
+        raise ValueError("stop")
+    assert isinstance(caught.value.__context__, ValueError)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
