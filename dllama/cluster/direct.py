@@ -14,7 +14,7 @@ from dllama.cluster.rounds import Form, Meeting
 from dllama.kernels import libzmq
 from dllama.kernels.jit import compiled
 from dllama.kernels.tags import Tag
-from dllama.kernels.trade import FAILED, GROUP, NODE, OTHER, STATE, example, trade
+from dllama.kernels.trade import FAILED, GROUP, NODE, OTHER, STATE, WAIT_MS, example, trade
 from dllama.kernels.travel import decode_sum, encode
 
 AVAILABLE = libzmq.AVAILABLE
@@ -122,6 +122,7 @@ class Direct:
     def _exchange(self, x: int, stride: int, rows: int, nbytes: int, stop: int) -> None:
         rounds = len(self._groups) - 1
         first, deadline = int(self._state["round"]) % rounds, None
+        talked_until = time.monotonic() + WAIT_MS / 1e3
         while first < rounds:
             if stop == FAILED:
                 self._post_rest(first, nbytes)
@@ -130,6 +131,8 @@ class Direct:
                 received = owner.understand(self._frames.first(self._state["count"]))
                 if received:
                     self._mesh.hear(received)
+                if time.monotonic() > talked_until:  # so much is said that nobody is ever late
+                    deadline = self._mesh.wait(self._missing(first), deadline, blocks=False)
             elif stop:
                 deadline = self._mesh.wait(self._missing(first), deadline)
             self._require_links()

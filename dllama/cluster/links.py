@@ -87,6 +87,7 @@ class Link:
         try:
             sockets.send(self.socket, frames)
         except zmq.Again:
+            self.watch()  # a connection that has ended may have no queue
             self._lose("it takes in nothing any more")
             raise LinkLost(self, self.lost) from None
 

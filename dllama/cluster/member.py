@@ -30,13 +30,14 @@ class Member:
         self._forward, self._vocab, self._exchange = forward, job.share.vocab, job.exchange(mesh)
         self._embeddings = Rows(job.buffer_type, forward.config.dim)
         self._sequences: dict[int, KVCache] = {}
+        self._moved = 0, 0  # bytes sent and received until the end of a step: parts of the next may come before it
 
     def step(self, message: wire.Step, payload: memoryview) -> tuple[list[Candidates], NodeCost]:
         """A step's candidates, for each wanted row. ``payload``: embeddings of the rows.
 
         Raises NodeLost, and ValueError or ModelError for rows that no sound root asks for.
         """
-        start, sent, received = time.perf_counter(), self.mesh.sent_bytes, self.mesh.received_bytes
+        start = time.perf_counter()
         for sequence in message.freed:
             self._sequences.pop(sequence, None)
         rows = sum(count for _, _, count, _ in message.rows)
@@ -54,6 +55,7 @@ class Member:
         reduction = Reduction.from_list(message.reduction)
         candidates = [reduce(row, self._vocab.start, reduction) for row in logits]
         elapsed = time.perf_counter() - start - transfer
+        (sent, received), self._moved = self._moved, (self.mesh.sent_bytes, self.mesh.received_bytes)
         moved = self.mesh.sent_bytes - sent, self.mesh.received_bytes - received
         return candidates, NodeCost(elapsed * 1e3, transfer * 1e3, *moved)
 

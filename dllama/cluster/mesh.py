@@ -129,11 +129,13 @@ class Mesh:
         """
         return self._early[node].pop(place, None)
 
-    def wait(self, missing: Collection[int], deadline: float | None) -> float:
-        """Waits for a message, from wherever, and puts it aside if it is part of a step. Those who are missing have
-        time until the deadline, which is returned. Raises NodeLost."""
+    def wait(self, missing: Collection[int], deadline: float | None, blocks: bool = True) -> float:
+        """Waits for a message, from wherever, and puts it aside if it is part of a step; not where it does not block
+        and none is there. Those who are missing have time until the deadline, which is returned. Raises NodeLost."""
         deadline = deadline or time.monotonic() + self._timeout
-        self.hear(self._receive(missing, deadline))
+        received = self._receive(missing, deadline, blocks)
+        if received is not None:
+            self.hear(received)
         return deadline
 
     def hear(self, received: tuple) -> None:
@@ -175,8 +177,9 @@ class Mesh:
         """The node at the other end."""
         return self._numbers.get(endpoint)
 
-    def _receive(self, missing: Collection[int], deadline: float) -> tuple:
-        """The next message, from wherever. Raises NodeLost, also for a node that is to blame at the deadline."""
+    def _receive(self, missing: Collection[int], deadline: float, blocks: bool = True) -> tuple | None:
+        """The next message, from wherever; None where it does not block and none is there. Raises NodeLost, also for a
+        node that is to blame at the deadline."""
         while True:
             now = time.monotonic()
             if now > deadline:
@@ -185,8 +188,8 @@ class Mesh:
                 self._next_beat = now + BEAT_SECONDS
                 for node in self.endpoints:
                     self.send(node, wire.Beat())
-            received = self._received(1e3 * BEAT_SECONDS)
-            if received is not None:
+            received = self._received(1e3 * BEAT_SECONDS if blocks else 0)
+            if received is not None or not blocks:
                 return received
 
     def _blame(self, missing: Collection[int], now: float, deadline: float) -> None:

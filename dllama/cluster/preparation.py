@@ -95,10 +95,12 @@ class Preparation:
     def _slice(self, job: Job) -> Source:
         """The weights: from this worker's own model, from its cache, or from the root."""
         if self._model is not None:
-            if self._digest == job.model_digest and unchanged(self._model):
+            as_it_was = unchanged(self._model)
+            if self._digest == job.model_digest and as_it_was:
                 self._desk.tell(wire.Need(job.epoch, True))
                 return ModelSlice(self._model, job.share)
-            self._notify(f"{self._model.path} is not the root's model, so the slice comes from the root")
+            why = "is not the root's model" if as_it_was else "has changed on disk since the start"
+            self._notify(f"{self._model.path} {why}, so the slice comes from the root")
         name, nbytes = slice_name(job.model_digest, job.share), job.layout.nbytes
         data = self._cache.find(name, nbytes)
         if data is not None:

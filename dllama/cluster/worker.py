@@ -160,9 +160,9 @@ class Worker:
 
     def _keep(self, source, message, frames) -> None:
         """A part from a node that was told of the step before this one."""
-        node = self._member and self._member.mesh.number(source)
-        if node is not None and type(message) is wire.Part and message.epoch == self._job.epoch:
-            self._member.mesh.keep(node, message, frames)
+        mesh = self._member and self._member.mesh
+        if mesh and type(message) is wire.Part and mesh.number(source) is not None:
+            mesh.hear((source, frames))
 
     def _look(self) -> float | None:
         """Tells the root what has become of adapters for a stack; when to look again, in milliseconds."""

@@ -21,6 +21,8 @@ NOBLOCK = int(zmq.NOBLOCK)
 MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 FRAMES = 4  # a ROUTER's routing id, the two that a message may have, and one more, so that too many are noticed
 FRAME_BYTES = 64  # zmq_msg_t
+RETRIES = 1000
+"""How often a frame after a message's first is tried again: it fails at most where a signal comes in between."""
 
 FUNCTIONS = ("zmq_send", "zmq_msg_recv", "zmq_msg_more", "zmq_msg_size", "zmq_msg_data", "zmq_poll")
 API = np.zeros(1, [(name, np.int64) for name in FUNCTIONS])
@@ -65,11 +67,14 @@ def poll(e, function, items, count, timeout_ms):
 def message(api, socket, frames, flags):
     """A message: its frames, without those in excess, and how many they are; 0 where there is none. ``flags``: NOBLOCK,
     or 0 to wait for one as long as the socket's RCVTIMEO says."""
-    count = 0
+    count, tries = 0, RETRIES
     while True:
         frame = frames + min(count, FRAMES - 1) * FRAME_BYTES
         if receive(api[0].zmq_msg_recv, frame, socket, flags) < 0:
-            return count
+            if count == 0 or tries == 0:
+                return count
+            tries -= 1
+            continue
         count, flags = min(count + 1, FRAMES), NOBLOCK
         if not more(api[0].zmq_msg_more, frame):
             return count

@@ -12,13 +12,11 @@ from numba import types
 
 from dllama.kernels.emit import I8, I32, I64, const, emitted
 from dllama.kernels.jit import jit
-from dllama.kernels.libzmq import API, FRAME_BYTES, ITEM, MORE, NOBLOCK, message, of_frame, poll, send
+from dllama.kernels.libzmq import API, FRAME_BYTES, ITEM, MORE, NOBLOCK, RETRIES, message, of_frame, poll, send
 from dllama.kernels.travel import decode_sum, encode
 
 WAIT_MS = 100
 """How long to wait for these sockets alone, which have it as their RCVTIMEO; others want to be looked after too."""
-
-RETRIES = 1000
 
 LATE, OTHER, FAILED = 1, 2, 3
 """Why `trade` stops: parts do not come in time; a message is something else; one cannot be sent."""
@@ -86,7 +84,7 @@ def _header(state, number):
 
 @jit
 def _send_on(function, socket, data, nbytes, flags):
-    """A frame after a message's first: it has room, and fails at most where a signal comes in between."""
+    """A frame after a message's first, for which there is room."""
     tries = RETRIES
     while send(function, socket, data, nbytes, flags) < 0 and tries > 0:
         tries -= 1

@@ -1,6 +1,7 @@
 """Exchanges through compiled code: the same sums, the same messages, and the mesh for all that goes wrong."""
 
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -156,3 +157,25 @@ def test_a_node_that_goes():
 
     error, _ = run(2, work)
     assert isinstance(error, NodeLost) and (error.node, error.reason) == (1, "the connection broke")
+
+
+def test_a_node_that_talks_all_the_time():
+    """It keeps nobody from noticing that it says nothing to the matter."""
+    noticed = threading.Event()
+
+    def work(node):
+        node.exchange.begin(1)
+        if node.index == 0:
+            try:
+                node.sum(1)
+            finally:
+                noticed.set()
+        end = time.monotonic() + 8
+        while not noticed.is_set() and time.monotonic() < end:
+            node.mesh.send(0, wire.Beat())
+            time.sleep(0.02)
+        return noticed.is_set()
+
+    error, in_time = run(2, work)
+    assert isinstance(error, NodeLost) and (error.node, error.reason) == (1, "it has not answered for 1 s")
+    assert in_time

@@ -143,6 +143,23 @@ def test_a_stopped_worker(workers, expected):
         assert root.nodes == 3
 
 
+def test_ctrl_c_while_a_stopped_worker_is_waited_for(workers, expected):
+    """The step that it came in is never done, and it ends the text all the same; the next one goes without."""
+    first, second = workers(2)
+    with Root(addresses([first, second])) as root:
+
+        def fault():
+            second.stop()
+            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+        with pytest.raises(KeyboardInterrupt):
+            root.write(fault)
+        assert root.write() == expected[PROMPT]
+        assert root.nodes == 2
+    second.go_on()
+    second.said("the root is lost")
+
+
 def test_a_worker_that_hangs(workers, expected):
     """Its links stand, and ZeroMQ's own threads answer: only that it does nothing tells."""
     first, second = workers(2)

@@ -6,6 +6,7 @@ import http.server
 import os
 import socket
 import threading
+import time
 
 import pytest
 
@@ -206,6 +207,19 @@ def test_a_message_beyond_the_limit_costs_the_link():
         peer, _ = listener.receive(LOST_MS)
         peer.send([b"header", bytes(1001)])
         assert loss(link) == "the connection broke"
+
+
+def test_whoever_sends_says_that_the_connection_broke():
+    with Listener("127.0.0.1", 0, None) as listener, Link(to(listener), None, max_message_bytes=1000) as link:
+        link.send([b"hello"])
+        peer, _ = listener.receive(LOST_MS)
+        peer.send([b"welcome"])
+        assert link.receive(LOST_MS) == [b"welcome"]
+        peer.send([bytes(1001)])
+        with pytest.raises(LinkLost, match="the connection broke"):
+            for _ in range(300):
+                link.send([b"hello"])
+                time.sleep(0.01)
 
 
 def test_nothing_is_left_open():

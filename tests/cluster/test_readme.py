@@ -33,6 +33,10 @@ def test_the_fields_of_each_message():
             assert kind.fields[name] is TYPES.get(written, kind.fields[name]), (message, name)
 
 
+def test_the_protocol():
+    assert re.findall(r"protocol: (\d+)", PAGE) == [str(bounds.PROTOCOL)] * 2
+
+
 def test_which_messages_have_a_payload():
     with_payload = {name for name, (_, content) in documented().items() if "+ " in content}
     assert with_payload == {message.__name__ for message, kind in bounds.SCHEMA.items() if kind.payload}

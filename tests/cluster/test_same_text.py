@@ -98,6 +98,16 @@ def test_the_embedded_model(workers, form, nodes, kind):
     assert [piece.text for piece in pieces] == [piece.text for piece in expected]
 
 
+def test_parts_that_come_before_their_step_are_counted(workers, form):
+    """In a mesh all workers receive the same."""
+    form(Form.MESH)
+    with Llama(buffer_float_type="f32", cluster=cluster(workers(3), [1] * 4)) as llama:
+        pieces = [piece for piece in llama.generate(EMBEDDED, 60, GREEDY) if piece.nodes]
+    assert len(pieces) == 59
+    for piece in pieces:
+        assert len({node.received_bytes for node in piece.nodes[1:]}) == 1
+
+
 @pytest.mark.parametrize("kind", list(Form))
 @pytest.mark.parametrize("weights", [FloatType.F32, FloatType.Q40])
 def test_logits(workers, models, form, weights, kind):

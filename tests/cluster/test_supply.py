@@ -113,6 +113,16 @@ def test_a_worker_with_another_model_is_sent_its_slice(workers, tmp_path, files,
     worker.said("other.m is not the root's model, so the slice comes from the root")
 
 
+def test_a_worker_whose_copy_has_changed_is_sent_its_slice(workers, tmp_path, files, expected):
+    copy = shutil.copy(files[0], tmp_path / "copy.m")
+    (worker,) = workers(1, cache=str(tmp_path / "slices"), model=str(copy))
+    address = worker.address  # it has opened the copy
+    os.utime(copy, ns=(0, 0))
+    with cluster(files, address) as llama:
+        assert written(llama) == expected
+    worker.said("copy.m has changed on disk since the start, so the slice comes from the root")
+
+
 def test_a_slice_that_the_disk_may_not_take_stays_in_memory(workers, tmp_path, files, expected):
     (worker,) = workers(1, cache=str(tmp_path / "slices"), cache_limit=1_000_000)
     with cluster(files, worker.address) as llama:

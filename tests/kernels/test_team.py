@@ -134,10 +134,12 @@ def test_ctrl_c_at_any_moment_is_raised_when_all_are_done(several):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_ctrl_c_is_not_lost_where_the_block_raises_too():
-    with pytest.raises(KeyboardInterrupt), sigint_held():
+def test_ctrl_c_is_not_lost_where_something_else_goes_wrong():
+    with pytest.raises(KeyboardInterrupt) as caught, sigint_held():
         signal.raise_signal(signal.SIGINT)
-        raise ValueError("a link is lost, and whoever catches this tries again")
+        raise ValueError("stop")
+    assert isinstance(caught.value.__context__, ValueError)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_an_error_in_a_helper_reaches_the_caller(several):
