@@ -6,10 +6,10 @@
 #
 #   -o FOLDER   where to; by default deploy/wheelhouse
 #   -m MACHINE  aarch64 (a Raspberry Pi) or x86_64; by default aarch64 and this machine's own
-#   -p PYTHON   the nodes' Python; by default 3.11, which Debian 12 and Raspberry Pi OS (bookworm) have
+#   -p PYTHON   the nodes' Python; by default 3.11 and 3.13: Debian 12 and 13, and Raspberry Pi OS made of them
 #
-# Needs Python with pip, and the package index. Tells the release that the wheel makes, which is also in FOLDER/release:
-# the same sources make the same release.
+# Needs Python with pip, and the package index. Tells the release that the wheel makes, which is also in FOLDER/release
+# and in each wheel house: the same sources make the same release.
 set -euo pipefail
 
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -20,11 +20,11 @@ while getopts o:m:p: option; do
         o) folder=$OPTARG ;;
         m) machines+=("$OPTARG") ;;
         p) pythons+=("$OPTARG") ;;
-        *) sed -n '5,13s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+        *) sed -n '5,12s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
     esac
 done
 [ ${#machines[@]} -gt 0 ] || mapfile -t machines < <(printf '%s\n' aarch64 "$(uname -m)" | sort -u)
-[ ${#pythons[@]} -gt 0 ] || pythons=(3.11)
+[ ${#pythons[@]} -gt 0 ] || pythons=(3.11 3.13)
 for machine in "${machines[@]}"; do
     case $machine in
         aarch64 | x86_64) ;;
@@ -54,10 +54,15 @@ for machine in "${machines[@]}"; do
         house=$folder/$machine-${python//./}
         "${pip[@]}" download --only-binary=:all: --implementation cp --python-version "$python" "${platforms[@]}" \
             --dest "$work/$machine-$python" "$work/wheel/$wheel"
+        echo "$release" >"$work/$machine-$python/release"
         rm -rf "$house"
         mv "$work/$machine-$python" "$house"
         echo "$house: $(find "$house" -name '*.whl' | wc -l) wheels, $(du -sh "$house" | cut -f 1)"
     done
 done
 echo "$release" >"$folder/release"
+for house in "$folder"/*/; do
+    [ "$(cat "$house/release" 2>/dev/null)" = "$release" ] ||
+        echo "${house%/}: of another release; make it again with -m and -p, where nodes need it" >&2
+done
 echo "release $release"

@@ -21,7 +21,9 @@ MARKS = {State.OK: "✅", State.UNKNOWN: "❔", State.SLOW: "🐢", State.WRONG:
 
 
 @click.command(cls=SeveralValues)
-@click.option("--workers", multiple=True, metavar="HOST[:PORT] ...", help="Look at these workers too.")
+@click.option(
+    "--workers", multiple=True, metavar="[USER@]HOST[:PORT] ...", help="Look at these workers too; USER is for --ssh."
+)
 @click.option("--ssh", is_flag=True, help="Run it on the workers themselves as well; ssh must work without a password.")
 @click.option("--model", metavar="FILE", help="Model that has to fit. [default: the small embedded model]")
 @click.option(
@@ -44,11 +46,12 @@ def doctor(workers, ssh, model, max_seq_len, key_file, insecure, as_json) -> Non
     \b
       dllama doctor
       dllama doctor --model model.m --workers 10.0.0.2 10.0.0.3
-      dllama doctor --workers 10.0.0.2 10.0.0.3 --ssh --json
+      dllama doctor --workers pi@10.0.0.2 pi@10.0.0.3 --ssh
     """
     if (ssh or insecure) and not workers:
         raise click.UsageError(f"{'--ssh' if ssh else '--insecure'} is about workers: it needs --workers")
-    addresses = list(dict.fromkeys(_with_port(name) for value in workers for name in value.split(",") if name.strip()))
+    # each worker's address, and the user to log in as there
+    addresses = dict(_address(name) for value in workers for name in value.split(",") if name.strip())
     with options.open_model_file(model) as file:
         found = list(_examine(file, max_seq_len or file.config.seq_len, addresses, ssh, key_file, insecure))
     if as_json:
@@ -61,13 +64,14 @@ def doctor(workers, ssh, model, max_seq_len, key_file, insecure, as_json) -> Non
         click.get_current_context().exit(1)
 
 
-def _with_port(name: str) -> str:
-    name = name.strip()
-    return name if ":" in name and not name.endswith("]") else f"{name}:{DEFAULT_PORT}"
+def _address(name: str) -> tuple[str, str]:
+    """HOST:PORT and USER of [USER@]HOST[:PORT]."""
+    user, _, host = name.strip().rpartition("@")
+    return host if ":" in host and not host.endswith("]") else f"{host}:{DEFAULT_PORT}", user
 
 
 def _examine(
-    model: ModelFile, context: int, addresses: list[str], ssh: bool, key_file: str | None, insecure: bool
+    model: ModelFile, context: int, addresses: dict[str, str], ssh: bool, key_file: str | None, insecure: bool
 ) -> Iterator[Finding]:
     from dllama.doctor import device
     from dllama.doctor.board import board_findings
@@ -104,12 +108,12 @@ def _cluster(model, context, own, addresses, ssh, key_file, insecure) -> Iterato
     if key is not None:
         yield Finding(HERE, "key", State.OK, f"{path}: cluster key {key.fingerprint}", value=key.fingerprint)
     nodes = [own]
-    for address in addresses:
+    for address, user in addresses.items():
         spec, findings = worker_findings(address, key)
         nodes += [spec] if spec else []
         yield from findings
         if ssh:
-            yield from remote_findings(address)
+            yield from remote_findings(address, user)
     yield from plan_findings(model, context, nodes)
 
 

@@ -111,7 +111,8 @@ def disk(node: str, folder: Path) -> Finding:
     text = f"{in_units(free)} free in {folder}"
     if free >= LITTLE_DISK:
         return Finding(node, "disk", State.OK, text, value=free)
-    advice = "dllama cache clear frees what slices take; sudo apt-get clean, what packages take"
+    program = "dllama-node" if shutil.which("dllama-node") else "dllama"  # where Ansible has set it up
+    advice = f"{program} cache clear frees what slices take; sudo apt-get clean, what packages take"
     return Finding(node, "disk", State.WRONG if free < NO_DISK else State.SLOW, text, advice, free)
 
 

@@ -99,16 +99,24 @@ def test_a_cluster_that_cannot_hold_the_model(worker, tmp_path):
 def test_the_workers_themselves(worker, tmp_path):
     """ssh is a program of the test's own that runs the command here: there is no other machine."""
     ssh = tmp_path / "ssh"
-    ssh.write_text('#!/bin/sh\nwhile [ "$1" != -- ]; do shift; done\nshift 3\nexec python -m dllama "$@"\n')
+    ssh.write_text(
+        '#!/bin/sh\nwhile [ "$1" != -- ]; do shift; done\n[ "$2" = pi@127.0.0.1 ] || exit 1\n'
+        'dllama() { python -m dllama "$@"; }\neval "$3"\n'
+    )
     ssh.chmod(0o755)
     path = {**worker.environment, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
-    found = doctor("--workers", worker.address, "--ssh", **path)
+    found = doctor("--workers", f"pi@{worker.address}", "--ssh", **path)
     assert found[worker.address, "version"]["value"] == __version__
     assert found[worker.address, "kernels"]["state"] in ("ok", "slow")
     ssh.write_text("#!/bin/sh\necho 'Permission denied (publickey).' >&2\nexit 255\n")
     refused = doctor("--workers", worker.address, "--ssh", **path)[worker.address, "ssh"]
     assert refused["state"] == "unknown" and refused["text"] == "Permission denied (publickey)."
-    assert refused["advice"] == "this has to work without a password: ssh 127.0.0.1 dllama doctor"
+    assert refused["advice"].startswith("this has to work without a password: ssh 127.0.0.1 dllama-node doctor")
+
+
+def test_no_address_over_ssh(worker):
+    found = doctor("--workers", "pi@127.0.0.1:0", "--ssh", status=1, **worker.environment)
+    assert found["127.0.0.1:0", "reach"]["advice"] == "give HOST or HOST:PORT"
 
 
 def test_options_that_make_no_sense():
