@@ -21,9 +21,10 @@ MESSAGE_BYTES = 96
 """What surrounds a message's payload, rounded up: a header of a dozen bytes, two frames' lengths (2 and 9 bytes in
 ZMTP), and CurveZMQ's nonce, tag and command name (33 bytes a frame)."""
 
-MESSAGE_SECONDS, AT_SPEED = 54e-6, 28e9
-"""CPU time to send a message or to take one in (`bench.exchange`: 108 µs for both, AMD Zen 4, encrypted), and the read
-speed of the machine where it takes so long, in bytes a second."""
+MESSAGE_SECONDS, AT_SPEED = 45e-6, 28e9
+"""CPU time to send a message or to take one in, and the read speed of the machine where it takes so long, in bytes a
+second: AMD Zen 4, encrypted, after weights have swept the caches (`bench.cluster scaling`: of a token's 46 ms on four
+nodes 12 are no products, for 256 messages; `bench.exchange`, with warm caches, has 89 µs for both)."""
 
 SLOWEST = 10
 """How many times as long it takes on the slowest devices."""
