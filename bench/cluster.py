@@ -14,7 +14,7 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -105,18 +105,20 @@ def scaling(options: argparse.Namespace, weights: Weights) -> None:
 def unequal(options: argparse.Namespace, weights: Weights) -> None:
     """Three devices, one at a third of the others' speed, against the sum of what each does alone."""
     shares = [3 * options.cpu, 3 * options.cpu, options.cpu]
-    with devices_of(shares, options) as devices, contextlib.ExitStack() as stack:
+    with UsedMemory(options.dir) as used, devices_of(shares, options) as devices, contextlib.ExitStack() as stack:
         places = on_devices(devices)
         sides = {f"{share:.2f} of a core": [place] for place, share in zip(places[1:], shares[1:], strict=True)}
         sides["all three"] = places
         clusters = {
             name: stack.enter_context(Cluster(each, weights, CONTEXT, equal=False)) for name, each in sides.items()
         }
-        runs = turns(clusters, options)
+        runs = turns(clusters, options, before=lambda: used.fill(weights.model))
     fast, slow, cluster = ([1000 / token_ms(run) for run in each] for each in runs.values())
     ratio = Figure.of([c / (2 * f + s) for f, s, c in zip(fast, slow, cluster, strict=True)])
     print(f"\n{options.shape}, links of {options.link}\n")
     rows = [(name, Figure.of(each).text(2)) for name, each in zip(runs, (fast, slow, cluster), strict=True)]
+    used_nodes = sorted({len(run.nodes) for run in runs["all three"]})
+    print(f"nodes that the plan uses: {', '.join(map(str, used_nodes))}\n")
     print_table(("device", "tokens/s"), [*rows, ("all three, of the sum of the single speeds", ratio.text(2, " ×"))])
     save(
         options.name or f"cluster-unequal-{options.shape}",
@@ -242,11 +244,16 @@ def repeat(cluster: Cluster, options: argparse.Namespace, name: str) -> list[Clu
     return turns({name: cluster}, options)[name]
 
 
-def turns(clusters: dict[str, Cluster], options: argparse.Namespace) -> dict[str, list[ClusterRun]]:
+def turns(
+    clusters: dict[str, Cluster], options: argparse.Namespace, before: Callable[[], None] = lambda: None
+) -> dict[str, list[ClusterRun]]:
     """Each cluster generates once a round, in turn."""
-    return take_turns(
-        options.rounds, {name: lambda each=each: each.run(options.tokens) for name, each in clusters.items()}
-    )
+
+    def run(cluster: Cluster) -> ClusterRun:
+        before()
+        return cluster.run(options.tokens)
+
+    return take_turns(options.rounds, {name: partial(run, each) for name, each in clusters.items()})
 
 
 def token_ms(run: ClusterRun) -> float:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from dllama.cli.shape import describe, shape
 from dllama.engine.memory import peak_rss_bytes
 from dllama.formats.files import AtomicFile
-from dllama.kernels.team import in_threads
 
 if TYPE_CHECKING:
     from dllama import Llama, Piece, SamplerSettings
@@ -41,7 +40,7 @@ def start_lines(llama: Llama, settings: SamplerSettings) -> str:
     seed = f", seed {settings.seed}" if settings.temperature else ""
     return (
         f"💡 {describe(llama.config)}\n"
-        f"💡 context {llama.context}, {in_threads(llama.nthreads)}, {llama.kernels} kernels{seed}\n"
+        f"💡 context {llama.context}, {llama.nthreads} threads, {llama.kernels} kernels{seed}\n"
         f"⏩ loaded in {llama.load_ms:.0f} ms"
     )
 

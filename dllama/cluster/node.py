@@ -15,7 +15,7 @@ class NodeSpec:
     memory: int | None = None  # bytes free for the model; None: not known, taken for enough
     threads: int = 1
     bandwidth: float = 125e6  # bytes a second that its link carries, each way at once; 1 Gbit/s
-    latency: float = 0.2e-3  # seconds from a small message's sending to its arrival
+    latency: float = 0.2e-3  # seconds that a small message is on its way, without the work at either end
 
     def __post_init__(self):
         if not self.name:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dllama import __version__
 from dllama.cluster import wire
@@ -13,6 +13,7 @@ from dllama.cluster.hub import Hub
 from dllama.cluster.key import ClusterKey
 from dllama.cluster.links import Link, LinkLost
 from dllama.cluster.node import NodeSpec
+from dllama.cluster.traffic import MESSAGE_SECONDS, message_seconds
 from dllama.errors import ClusterError, DllamaError
 
 GOODBYE_SECONDS = 1.0
@@ -27,11 +28,13 @@ SILENT = "it is there, but does not answer"
 
 @dataclass(frozen=True, eq=False)
 class Recruit:
-    """A willing worker: its address as the user gave it, the link to it, and what the plan has to know of it."""
+    """A willing worker: its address as the user gave it, the link to it, what the plan has to know of it, and how long
+    a small message there and one back take, in seconds."""
 
     address: str
     link: Link
     spec: NodeSpec
+    round_trip: float
 
 
 def recruit(
@@ -55,7 +58,7 @@ def recruit(
         deadline = time.monotonic() + connect_timeout + patience
         for link, welcome in _welcomes(links, deadline, errors).items():
             try:
-                found[link] = Recruit(links[link], link, _measured(links[link], link, welcome, patience))
+                found[link] = _measured(links[link], link, welcome, patience)
             except DllamaError as error:
                 errors.append(_about(links[link], error))
     except BaseException:
@@ -101,12 +104,15 @@ def _welcome(frames: list) -> wire.Welcome:
     return message
 
 
-def _measured(address: str, link: Link, welcome: wire.Welcome, patience: float) -> NodeSpec:
-    """The node that a worker describes, at the end of the link as it is."""
+def _measured(address: str, link: Link, welcome: wire.Welcome, patience: float) -> Recruit:
+    """The worker as it describes itself, at the end of the link as it is."""
     small = min(_round_trip(link, number, b"\0", patience) for number in range(PROBES))
     large = min(_round_trip(link, number, bytes(PROBE_BYTES), patience) for number in range(PROBES, 2 * PROBES))
     bandwidth = PROBE_BYTES / max(large - small, 1e-6)
-    return NodeSpec(address, welcome.read_speed, welcome.free_memory, welcome.threads, bandwidth, small / 2)
+    spec = NodeSpec(address, welcome.read_speed, welcome.free_memory, welcome.threads, bandwidth)
+    # What a message costs the CPU at both ends is no part of the latency: the plan counts it as well.
+    latency = max(0.0, small / 2 - MESSAGE_SECONDS - message_seconds(spec))
+    return Recruit(address, link, replace(spec, latency=latency), small)
 
 
 def _round_trip(link: Link, number: int, payload: bytes, patience: float) -> float:

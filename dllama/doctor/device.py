@@ -65,11 +65,11 @@ def kernels(node: str, model: ModelFile, cluster: bool) -> Iterator[Finding]:
 def speed(node: str) -> tuple[NodeSpec, Finding]:
     """This machine as the planner has to know it: its threads are put to work for a moment."""
     from dllama.engine.speed import read_speed
-    from dllama.kernels.team import Team, in_threads, usable_cpus
+    from dllama.kernels.team import Team, usable_cpus
 
     threads = usable_cpus()
     measured = read_speed(Team(threads))
-    text = f"{measured / 1e9:.1f} GB of weights a second with {in_threads(threads)}"
+    text = f"{measured / 1e9:.1f} GB of weights a second with {threads} {'thread' if threads == 1 else 'threads'}"
     return (
         NodeSpec(node, measured, memory.available_bytes(), threads),
         Finding(node, "speed", State.OK, text, value=measured),

@@ -12,7 +12,6 @@ from dllama.doctor.finding import Finding, State
 from dllama.engine.memory import in_units
 from dllama.errors import ClusterError, PlanError
 from dllama.formats import ModelFile
-from dllama.kernels.team import in_threads
 
 CONNECT_SECONDS = 5.0
 SLOW_LINK = 50e6
@@ -58,12 +57,12 @@ def worker_findings(address: str, key: ClusterKey | None) -> tuple[NodeSpec | No
     return spec, [
         Finding(address, "reach", State.OK, "answers, and has the same key and version"),
         _link(address, spec),
-        _round_trip(address, spec),
+        _round_trip(address, willing[0].round_trip),
         Finding(
             address,
             "speed",
             State.OK,
-            f"{speed} GB of weights a second with {in_threads(spec.threads)}",
+            f"{speed} GB of weights a second with {spec.threads} threads",
             value=spec.read_speed,
         ),
         memory(address, spec),
@@ -118,8 +117,7 @@ def _link(address: str, spec: NodeSpec) -> Finding:
     return Finding(address, "link", State.SLOW, f"{text}, which is slow for a cluster", advice, spec.bandwidth)
 
 
-def _round_trip(address: str, spec: NodeSpec) -> Finding:
-    seconds = 2 * spec.latency
+def _round_trip(address: str, seconds: float) -> Finding:
     text = f"{1e3 * seconds:.2f} ms"
     if seconds <= LONG_TRIP:
         return Finding(address, "round trip", State.OK, text, value=seconds)

@@ -101,11 +101,6 @@ def sigint_held() -> Iterator[None]:
             before(*held[0])
 
 
-def in_threads(count: int) -> str:
-    """A number of them for people: "1 thread", "4 threads"."""
-    return f"{count} thread" if count == 1 else f"{count} threads"
-
-
 class Team:
     """``nthreads`` threads, the caller's own among them. ``sync`` is the address of their shared counters."""
 
