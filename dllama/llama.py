@@ -15,7 +15,6 @@ from dllama.engine.candidates import Candidates, Reduction
 from dllama.engine.interface import NodeCost, Row
 from dllama.engine.local import LocalEngine
 from dllama.engine.sampler import Sampler, SamplerSettings
-from dllama.engine.workspace import MAX_ROWS
 from dllama.errors import AdapterError, ModelError, PromptError
 from dllama.formats import FloatType, ModelFile
 from dllama.kernels import jit
@@ -233,8 +232,9 @@ class Llama:
 
     def _prefill(self, sequence, tokens: Sequence[int], reduction: Reduction) -> Candidates:
         """Runs the prompt, a batch at a time; candidates for what follows its last token."""
-        for first in range(0, len(tokens), MAX_ROWS):
-            rows = [Row(sequence, first + i, token) for i, token in enumerate(tokens[first : first + MAX_ROWS])]
+        most = self._engine.most_rows
+        for first in range(0, len(tokens), most):
+            rows = [Row(sequence, first + i, token) for i, token in enumerate(tokens[first : first + most])]
             is_last = first + len(rows) == len(tokens)
             found = self._engine.step(rows, [len(rows) - 1] if is_last else [], reduction)
         return found[0]

@@ -51,7 +51,7 @@ class ClusterEngine:
         notify: Callable[[str], None],
         progress: Callable[[str, int, int], None],
     ):
-        self.config, self.context = model.config, context
+        self.config, self.context, self.most_rows = model.config, context, MAX_ROWS
         self.cost: tuple[NodeCost, ...] = ()
         self._model = model
         self._step = self._numbers = 0

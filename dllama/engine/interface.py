@@ -31,12 +31,13 @@ class NodeCost:
 class Engine(Protocol):
     """Runs rows of tokens.
 
-    config: the model's;  context: positions that a sequence has room for;  cost: of the last step, for each node, the
-    one that generates first
+    config: the model's;  context: positions that a sequence has room for;  most_rows: of a step;  cost: of the last
+    step, for each node, the one that generates first
     """
 
     config: ModelConfig
     context: int
+    most_rows: int
     cost: tuple[NodeCost, ...]
 
     def sequence(self, adapter: int = NO_ADAPTER) -> Any:
@@ -46,7 +47,7 @@ class Engine(Protocol):
     def step(self, rows: Sequence[Row], wanted: Sequence[int], reduction: Reduction) -> list[Candidates]:
         """Candidates for what follows each of the rows numbered in ``wanted``.
 
-        At most MAX_ROWS rows. Each sequence's rows come in order of position and leave no gap to what it holds.
+        At most ``most_rows`` rows. Each sequence's rows come in order of position and leave no gap to what it holds.
         """
 
     def close(self) -> None:

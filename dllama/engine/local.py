@@ -12,6 +12,7 @@ from dllama.engine.compiling import compiling
 from dllama.engine.forward import Forward
 from dllama.engine.interface import NodeCost, Row
 from dllama.engine.kv_cache import KVCache
+from dllama.engine.workspace import MAX_ROWS
 from dllama.formats import FloatType, ModelFile
 from dllama.kernels import tags
 from dllama.kernels.team import Team
@@ -37,7 +38,7 @@ class LocalEngine:
         progress: Callable[[str, int, int], None],
     ):
         memory.require(model.config, context, kv_type, model.path, sum(adapter.nbytes for adapter in adapters))
-        self.config, self.context = model.config, context
+        self.config, self.context, self.most_rows = model.config, context, MAX_ROWS
         act, cache = (tags.BY_NAME[kind.name.lower()] for kind in (buffer_type, kv_type))
         weights = None
         if adapters:

@@ -47,10 +47,13 @@ class Answers:
             raise ValueError(f"{len(data)} bytes for {rows} rows of {into.row_bytes} bytes")
         out = np.empty(rows * out_of.row_bytes, np.uint8)
         x_stride, y_stride = 4 * padded(into.width), 4 * padded(out_of.width)
-        self._y[: rows * padded(out_of.width)] = 0
-        if not self._answer(
-            into.tag, np.array([data.ctypes.data]), rows, targets, self._shape.r_c2d, self._shape.r_d2c,
-            self._m[stop].ctypes.data, self._x.ctypes.data, x_stride, self._y.ctypes.data, y_stride, out.ctypes.data,
-        ):  # fmt: skip
-            raise ValueError("a value that is infinite or no number")
+        for first in range(0, rows, MAX_ROWS):
+            some = min(MAX_ROWS, rows - first)
+            self._y[: some * padded(out_of.width)] = 0
+            source, target = data.ctypes.data + first * into.row_bytes, out.ctypes.data + first * out_of.row_bytes
+            if not self._answer(
+                into.tag, np.array([source]), some, targets, self._shape.r_c2d, self._shape.r_d2c,
+                self._m[stop].ctypes.data, self._x.ctypes.data, x_stride, self._y.ctypes.data, y_stride, target,
+            ):  # fmt: skip
+                raise ValueError("a value that is infinite or no number")
         return out

@@ -14,6 +14,8 @@ from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
+import numpy as np
+
 from dllama import __version__
 from dllama.cluster import wire
 from dllama.cluster.digest import model_digest, unchanged
@@ -29,6 +31,7 @@ from dllama.formats import ModelFile
 from dllama.kernels import jit
 from dllama.privatelora.adapter import CloudAdapter, read_cloud
 from dllama.privatelora.backends import Backend, Restarted
+from dllama.privatelora.passage import Passage, Stop
 from dllama.privatelora.schedule import Costs, choose
 from dllama.privatelora.session import Session, Unfit, adapter_of
 from dllama.privatelora.settings import BUSY
@@ -174,7 +177,7 @@ class Cloud:
                 return kept
             self._forget(kept.source, kept.reason)
             return None
-        awaited = timeout != 0 and any(s.passage is not None for s in self._sessions.values())
+        awaited = timeout != 0 and any(s.passages for s in self._sessions.values())
         received = self.hub.receive_soon() if awaited else None
         if received:
             return received
@@ -308,13 +311,10 @@ class Cloud:
                 tell(session, partial(session.stopped, low))
 
         came_from, to = group[0].came_from, group[0].goes_to
-        passages = [session.passage for session in group]
-        rows = sum(len(passage.places) for passage in passages)
-
-        def work(send: Callable[[Sequence], None]) -> list | None:
-            if isinstance(to, int):
-                return self._backend.finish(passages, came_from, to)
-            return self._backend.run(passages, came_from, to, send)
+        passages = [passage for session in group for passage in session.passages]
+        rows = sum(session.rows for session in group)
+        # A step of many passages has the layers for itself, one passage after the other between two stops.
+        work = partial(self._one_by_one if len(passages) > len(group) else self._together, passages, came_from, to)
 
         start = time.perf_counter()
         try:
@@ -342,6 +342,28 @@ class Cloud:
                 tell(session, partial(session.left, streams[i]))
         for peer, reason in unfit:
             self._refuse(peer, reason)
+
+    def _together(self, passages: Sequence[Passage], came_from: Stop | int, to: Stop | int, send: Callable):
+        """Takes passages of several sessions on: what the backend returns."""
+        if isinstance(to, int):
+            return self._backend.finish(passages, came_from, to)
+        return self._backend.run(passages, came_from, to, send)
+
+    def _one_by_one(self, passages: Sequence[Passage], came_from: Stop | int, to: Stop | int, send: Callable):
+        """Takes all passages of one session on; what is sent, and what is returned, is of all their rows."""
+        if isinstance(to, int):
+            streams = [self._backend.finish([passage], came_from, to)[0].copy() for passage in passages]
+            return [np.concatenate(streams)]
+        *others, last = passages
+        lows: list[np.ndarray] = []
+
+        def keep(low: Sequence[np.ndarray]) -> None:
+            lows.append(low[0].copy())
+
+        for passage in others:
+            self._backend.run([passage], came_from, to, keep)
+        self._backend.run([last], came_from, to, lambda low: send([np.concatenate([*lows, low[0]])]))
+        return None
 
     def _aside(self, work: Callable[[Callable], list | None], send: Callable[[Sequence], None]) -> list | None:
         """Has a pass worked in another thread, which sends by way of this one, and meanwhile tells the edges that this
@@ -388,12 +410,12 @@ class Cloud:
         heard = {kept[0] for kept in self._kept if not isinstance(kept, LinkLost)}
         for peer in self._greeted:
             session = self._sessions.get(peer)
-            if session is None or session.passage is not None or peer in heard:  # others do not read
+            if session is None or session.passages or peer in heard:  # others do not read
                 _send(peer, wire.encode(wire.Beat()))
 
     def _patience(self) -> float | None:
         """Seconds until an edge has owed an answer for too long."""
-        since = [s.waits_since for s in self._sessions.values() if s.passage is not None and s.ready_at is None]
+        since = [s.waits_since for s in self._sessions.values() if s.passages and s.ready_at is None]
         return max(0.0, min(since) + self._settings.step_timeout - time.monotonic()) if since else None
 
     def _look(self) -> None:
@@ -419,7 +441,7 @@ class Cloud:
                 self._sessions[peer] = Session(opening.session, opening.adapter, number, self._backend)
                 _send(peer, wire.encode(wire.Opened(self._backend.device)))
         for peer, session in list(self._sessions.items()):
-            late = session.passage is not None and session.ready_at is None
+            late = session.passages and session.ready_at is None
             if late and now > session.waits_since + self._settings.step_timeout:
                 self._refuse(peer, f"no answer for {self._settings.step_timeout:g} s")
         for peer, since in list(self._greeted.items()):

@@ -32,7 +32,7 @@ from dllama.kernels.team import Team, sigint_held
 from dllama.lora import LoraAdapter
 from dllama.privatelora.adapter import CLOUD_FILE, EDGE_FILE, CloudAdapter, EdgeAdapter, read_cloud, read_edge
 from dllama.privatelora.answers import Answers
-from dllama.privatelora.passage import Stop
+from dllama.privatelora.passage import Stop, most_rows
 from dllama.privatelora.settings import BUSY, EdgeSettings
 from dllama.privatelora.travel import Rows
 
@@ -82,6 +82,7 @@ class EdgeEngine:
         self._adapter = None if settings.adapter is None else _edge_half(Path(settings.adapter))
         if self._adapter is not None:
             self._adapter.check(self.config)
+        self.most_rows = most_rows(None if self._adapter is None else self._adapter.shape, self.config.dim)
         own = [layer for layer in range(self.config.n_layers) if layer not in self._layers]
         adapters = self._own_adapters(own)
         self._stream = Rows(self._form, self.config.dim)
@@ -159,7 +160,7 @@ class EdgeEngine:
     ) -> list[Candidates]:
         start = time.perf_counter()
         places = [Place(row.sequence.cache, row.position) for row in rows]
-        x = self._forward.first_layers(x, places, self._first)
+        x = np.concatenate([self._forward.first_layers(x[span], places[span], self._first) for span in _spans(rows)])
         if self._settings.noise:
             x = x + np.float32(self._settings.noise) * self._noise(x, rows)
         live = {sequence.number for sequence in self._sequences}
@@ -171,20 +172,23 @@ class EdgeEngine:
             enter = wire.Enter(self._step, _runs(rows), back, tuple(freed))
             meter.send(wire.encode(enter, self._stream.encode(x).data))
             message, payload = self._answer_all(meter, len(rows))
-        found = []
+        found, asked = {}, range(len(back)) if inside else wanted
         if back:
             try:
                 stream = self._stream.decode(payload[0] if payload else b"", len(back))
             except ValueError as error:
                 raise self._fault(error) from None
             last = [places[row] for row in back]
-            logits = self._forward.last_layers(stream, last, range(len(back)) if inside else wanted, self._first)
-            found = [reduce(row, 0, reduction) for row in logits]
+            for span in _spans(back):
+                here = [row for row in asked if span.start <= row < span.stop]
+                numbers = [row - span.start for row in here]
+                logits = self._forward.last_layers(stream[span], last[span], numbers, self._first).copy()
+                found |= {row: reduce(values, 0, reduction) for row, values in zip(here, logits, strict=True)}
         elapsed = (time.perf_counter() - start) * 1e3
         own = NodeCost("edge", elapsed - meter.waited_ms, meter.waited_ms, meter.sent, meter.received)
         cloud = NodeCost(self._settings.cloud, message.inference_us / 1e3, 0.0, meter.received, meter.sent)
         self.cost = own, cloud
-        return found
+        return [found[row] for row in asked]
 
     def _noise(self, x: np.ndarray, rows: Sequence[Row]) -> np.ndarray:
         """Gaussian noise as large as the values themselves, float32 [rows, dim]; the same for a row that is sent again,
@@ -300,8 +304,8 @@ class EdgeEngine:
         """Runs the tokens of all sequences again. Raises LinkLost."""
         for sequence in list(self._sequences):
             rows = [Row(sequence, position, token) for position, token in enumerate(sequence.tokens)]
-            for first in range(0, len(rows), MAX_ROWS):
-                part = rows[first : first + MAX_ROWS]
+            for first in range(0, len(rows), self.most_rows):
+                part = rows[first : first + self.most_rows]
                 self._run(self._forward.embeddings(part), part, [], Reduction.ALL)
 
     def _own_adapters(self, own: Sequence[int]) -> AdapterWeights | None:
@@ -374,6 +378,11 @@ def _cloud_half(adapter: EdgeAdapter, path: Path) -> CloudAdapter:
     cloud = read_cloud(beside)
     adapter.check_pair(cloud)
     return cloud
+
+
+def _spans(rows: Sequence) -> list[slice]:
+    """As many of the rows at a time as the engine takes."""
+    return [slice(first, min(first + MAX_ROWS, len(rows))) for first in range(0, len(rows), MAX_ROWS)]
 
 
 def _runs(rows: Sequence[Row]) -> list[tuple[int, int, int]]:

@@ -8,12 +8,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dllama.cluster.links import MAX_MESSAGE_BYTES
 from dllama.engine.workspace import Place
 from dllama.privatelora.shape import AdapterShape
 from dllama.targets import TARGETS
 
 PRODUCTS = (("q", "k", "v"), ("o",), ("gate", "up"), ("down",))
 """Targets whose products have one input, A·x of which travels in one message."""
+
+
+MOST_ROWS = 1024
+"""Of a step: a prompt of so many tokens meets the edge once at each stop."""
+
+
+def most_rows(shape: AdapterShape | None, dim: int) -> int:
+    """The rows that a step may have, so that none of its messages is too large, whatever the form of its values."""
+    ranks = (0, 0) if shape is None else (shape.r_c2d, shape.r_d2c)
+    widest = max(dim, *(max(map(len, PRODUCTS)) * rank for rank in ranks))
+    return min(MOST_ROWS, MAX_MESSAGE_BYTES // (4 * widest))
 
 
 class Stop(NamedTuple):
@@ -39,7 +51,7 @@ def targets_of(shape: AdapterShape, product: int) -> list[str]:
 
 @dataclass(eq=False)
 class Passage:
-    """Rows of one edge's step on their way.
+    """Rows of one edge's step on their way, at most MAX_ROWS.
 
     places: of each row;  adapter: the backend's number, -1 for none;  state: the backend's own
     x: the residual stream that enters, float32 [rows, dim], until the backend has taken it

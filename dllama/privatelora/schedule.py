@@ -43,7 +43,7 @@ def choose(sessions: Sequence[Session], costs: Costs, now: float) -> tuple[list[
         group = _together(first, sessions)
         awaited, patience = _awaited(first, sessions, costs, now)
         left = max((first.ready_at + patience * s.hope - now for s in awaited), default=0.0)
-        if left <= 0 or sum(len(s.passage.places) for s in group) >= MAX_ROWS:
+        if left <= 0 or sum(s.rows for s in group) >= MAX_ROWS:
             for session in awaited:
                 session.hope = max(LEAST_HOPE, session.hope / 2)
             if len(group) > 1:
@@ -55,11 +55,11 @@ def choose(sessions: Sequence[Session], costs: Costs, now: float) -> tuple[list[
 
 
 def _together(first: Session, sessions: Sequence[Session]) -> list[Session]:
-    """Those that are ready for the same pass, as many as fit beside the first."""
+    """Those that are ready for the same pass, as many as fit beside the first, which may be larger than any."""
     rows, group = 0, []
     for session in [first, *(s for s in sessions if s is not first and s.ready_at is not None)]:
         if (session.came_from, session.goes_to) == (first.came_from, first.goes_to):
-            rows += len(session.passage.places)
+            rows += session.rows
             if group and rows > MAX_ROWS:
                 break
             group.append(session)
@@ -73,13 +73,13 @@ def _awaited(first: Session, sessions: Sequence[Session], costs: Costs, now: flo
         soon = [
             s
             for s in others
-            if (s.passage is not None and not isinstance(s.came_from, int))
-            or (s.passage is None and now - s.left_at < costs.step_seconds)
+            if (s.passages and not isinstance(s.came_from, int))
+            or (not s.passages and now - s.left_at < costs.step_seconds)
         ]
         return soon, costs.step_seconds
     same = [
         s
         for s in others
-        if s.passage is not None and s.ready_at is None and (s.came_from, s.goes_to) == (first.came_from, first.goes_to)
+        if s.passages and s.ready_at is None and (s.came_from, s.goes_to) == (first.came_from, first.goes_to)
     ]
     return same, costs.pass_seconds

@@ -13,7 +13,7 @@ from dllama.errors import AdapterError, DllamaError
 from dllama.formats import FloatType, ModelConfig
 from dllama.privatelora.adapter import CloudAdapter
 from dllama.privatelora.backends import Backend
-from dllama.privatelora.passage import PRODUCTS, Passage, Stop, stops, targets_of
+from dllama.privatelora.passage import PRODUCTS, Passage, Stop, most_rows, stops, targets_of
 from dllama.privatelora.shape import AdapterShape
 from dllama.privatelora.travel import Rows
 
@@ -50,7 +50,7 @@ def adapter_of(wanted: dict, config: ModelConfig, known: dict[str, CloudAdapter]
 class Session:
     """An edge's.
 
-    passage: of the step that is on its way, None between steps
+    passages: of the step that is on its way, in the order of its rows; none between steps
     ready_at: when it could go on, None while the edge's answer is awaited;  waits_since: when it began to be
     left_at: when the last step ended;  seconds: that the present one has cost so far
     hope: how long others wait for it, as a share of what that could save (see `schedule`)
@@ -71,7 +71,8 @@ class Session:
         self._sequences: dict[int, object] = {}
         self._step = self._next = 0
         self._wanted: Sequence[int] = ()
-        self.passage: Passage | None = None
+        self._most_rows = most_rows(self._shape, backend.config.dim)
+        self.passages: list[Passage] = []
         self.ready_at: float | None = None
         self.waits_since = self.left_at = 0.0
         self.hope = 1.0
@@ -87,19 +88,25 @@ class Session:
         """The next stop, or the layer that the pass ends in front of."""
         return self._stops[self._next] if self._next < len(self._stops) else self.layers.stop
 
+    @property
+    def rows(self) -> int:
+        """Of the step that is on its way."""
+        return sum(len(passage.places) for passage in self.passages)
+
     def enter(self, message: wire.Enter, payload: Sequence) -> None:
         """A step begins. Raises Unfit."""
-        if self.passage is not None:
+        if self.passages:
             raise Unfit("a step before the last one has ended")
         count = sum(count for _, _, count in message.rows)
-        if not 0 < count <= MAX_ROWS or not all(row < count for row in message.wanted) or len(message.wanted) > count:
-            raise Unfit(f"a step of {count} rows, of 1 to {MAX_ROWS}, or wanted rows that it has not")
+        most, wanted = self._most_rows, message.wanted
+        if not 0 < count <= most or not all(row < count for row in wanted) or len(wanted) > count:
+            raise Unfit(f"a step of {count} rows, of 1 to {most}, or wanted rows that it has not")
         places = [place for run in message.rows for place in self._places(*run)]
         try:
             x = self._stream.decode(payload[0], count)
         except ValueError as error:
             raise Unfit(f"what enters the layers: {error}") from None
-        self.passage = Passage(places, self.number, x)
+        self.passages = [Passage(places[span], self.number, x[span]) for span in _spans(count)]
         self._step, self._next, self._wanted = message.step, 0, message.wanted
         self.ready_at, self.seconds = time.monotonic(), 0.0
 
@@ -124,12 +131,12 @@ class Session:
 
     def answered(self, message: wire.Answer, payload: Sequence) -> None:
         """The edge's M·A·x is here. Raises Unfit."""
-        if self.passage is None or self.ready_at is not None:
+        if not self.passages or self.ready_at is not None:
             raise Unfit("an answer that nobody waits for")
         stop = self._stops[self._next - 1]
         if (message.step, message.layer, message.product) != (self._step, *stop):
             raise Unfit("an answer to something else")
-        rows = len(self.passage.places)
+        rows = self.rows
         try:
             values = self._answers[stop.product].decode(payload[0], rows)
         except ValueError as error:
@@ -137,12 +144,14 @@ class Session:
         picked = self._picked(stop.product)
         answer = np.zeros((rows, len(PRODUCTS[stop.product]), self._shape.r_d2c), np.float32)
         answer[:, picked] = values.reshape(rows, len(picked), -1)
-        self.passage.answer, self.ready_at = answer, time.monotonic()
+        for passage, span in zip(self.passages, _spans(rows), strict=True):
+            passage.answer = answer[span]
+        self.ready_at = time.monotonic()
 
     def left(self, x: np.ndarray) -> list:
         """The last message of a step: the residual stream of its rows, float32 [rows, dim]. Raises Unfit where it is
         not finite."""
-        self.passage, self.ready_at, self.left_at = None, None, time.monotonic()
+        self.passages, self.ready_at, self.left_at = [], None, time.monotonic()
         head = wire.encode(wire.Leave(self._step, int(self.seconds * 1e6)))
         return head + ([_encoded(self._stream, x[list(self._wanted)])] if self._wanted else [])
 
@@ -159,6 +168,11 @@ class Session:
             self._sequences[sequence] = self._backend.sequence(self.context)
         cache = self._sequences[sequence]
         return [Place(cache, position) for position in range(first, first + count)]
+
+
+def _spans(rows: int) -> list[slice]:
+    """The rows of a step's passages."""
+    return [slice(first, min(first + MAX_ROWS, rows)) for first in range(0, rows, MAX_ROWS)]
 
 
 def _encoded(rows: Rows, values: np.ndarray) -> np.ndarray:

@@ -14,7 +14,6 @@ import numpy as np
 from dllama import Llama, SamplerSettings
 from dllama.engine.candidates import Reduction
 from dllama.engine.interface import Row
-from dllama.engine.workspace import MAX_ROWS
 from dllama.formats import FloatType, ModelFile
 from dllama.kernels import tags
 from dllama.kernels.team import Team
@@ -170,8 +169,8 @@ def run(engine, tokens, sequence=None, first: int = 0) -> np.ndarray:
     sequence = engine.sequence() if sequence is None else sequence
     rows = [Row(sequence, first + i, token) for i, token in enumerate(tokens)]
     out = []
-    for start in range(0, len(rows), MAX_ROWS):
-        part = rows[start : start + MAX_ROWS]
+    for start in range(0, len(rows), engine.most_rows):
+        part = rows[start : start + engine.most_rows]
         out += [found.logits.copy() for found in engine.step(part, range(len(part)), Reduction.ALL)]
     return np.array(out)
 

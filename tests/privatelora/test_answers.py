@@ -29,7 +29,7 @@ def made(form=FloatType.F32, ranks=(33, 5), targets=tuple(TARGETS), layers=(0, 2
 def test_every_stop(form, ranks):
     answers, edge = made(form, ranks)
     rng = np.random.default_rng(2)
-    for rows in (3, MAX_ROWS, 1):  # the buffers hold what was there before
+    for rows in (3, 2 * MAX_ROWS + 1, MAX_ROWS, 1):  # the buffers hold what was there before
         for stop in stops(edge.shape, range(3)):
             targets = targets_of(edge.shape, stop.product)
             x = rng.standard_normal((rows, len(targets), ranks[0]), np.float32)

@@ -12,6 +12,7 @@ from dllama.formats import ModelFile
 from dllama.kernels import tags
 from dllama.kernels.team import Team
 from dllama.privatelora.adapter import CLOUD_FILE, EDGE_FILE, write_adapter
+from dllama.privatelora.passage import Stop
 from dllama.targets import TARGETS
 from tests.engine import reference
 from tests.engine.feeding import run as run_alone
@@ -109,10 +110,36 @@ def test_only_what_is_wanted_comes_back(four):
     assert off(found.logits, merged_logits(model, tokens, *pair)[18]) < 1e-4
 
 
-def test_a_prompt_of_more_rows_than_a_step_has(four):
+@pytest.mark.parametrize("layers", [(0, 0), (1, 1)])
+def test_a_prompt_of_more_rows_than_a_pass_has(four, layers):
     model, cloud, folder, pair = four
-    tokens = some_tokens(model, MAX_ROWS + 7)
+    tokens = some_tokens(model, 2 * MAX_ROWS + 7)
+    with edge(model, cloud.address, adapter=folder, edge_layers=layers) as engine:
+        sequence = engine.sequence()
+        found = np.concatenate([run(engine, tokens[:260], sequence), run(engine, tokens[260:], sequence, 260)])
+    assert off(found, merged_logits(model, tokens, *pair)) < 1e-4
+
+
+def test_a_whole_prompt_meets_the_edge_once_at_each_stop(four):
+    model, cloud, folder, _ = four
+    tokens, met = some_tokens(model, 2 * MAX_ROWS + 7), []
     with edge(model, cloud.address, adapter=folder) as engine:
+        answers = engine._answers
+
+        def noted(stop, payload, rows):
+            met.append((stop, rows))
+            return answers(stop, payload, rows)
+
+        engine._answers = noted
+        run(engine, tokens)
+    assert met == [(Stop(layer, product), len(tokens)) for layer in range(4) for product in range(4)]
+
+
+def test_a_prompt_of_more_rows_than_a_step_has(four, monkeypatch):
+    model, cloud, folder, pair = four
+    tokens = some_tokens(model, 40)
+    with edge(model, cloud.address, adapter=folder) as engine:
+        monkeypatch.setattr(engine, "most_rows", 17)
         found = run(engine, tokens)
     assert off(found, merged_logits(model, tokens, *pair)) < 1e-4
 

@@ -84,7 +84,7 @@ def test_logits_are_those_of_the_merged_model(cloud_over, tmp_path, shape, targe
     model = random_model(tmp_path / "model.m", {**SHAPES[shape], "n_layers": 3})
     pair = strong_halves(model.config, targets)
     write_adapter(tmp_path, *pair)
-    tokens = some_tokens(model)
+    tokens = some_tokens(model, 150)  # the last piece is more than one passage
     cluster = cloud_over(model.path, ratios)
     with edge(model, cluster.address, adapter=tmp_path, edge_layers=layers) as engine:
         found = in_pieces(engine, tokens)

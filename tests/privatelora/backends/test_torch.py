@@ -128,6 +128,22 @@ def test_some_targets_of_some_layers(tmp_path, on_cpu, targets):
     agree(play(open_torch(model, "cpu")), play(on_cpu(model)))
 
 
+def test_a_long_step_passage_by_passage(tmp_path, on_cpu):
+    """Between two stops each takes its turn, and the later ones attend to the earlier."""
+    model = random_model(tmp_path / "m.m", GQA)
+
+    def play(backend):
+        adapter, sizes = shape_of(model.config), (64, 50, 5)
+        parts = [first := Edge(backend, 1, adapter)]
+        for size in sizes[:-1]:
+            before = parts[-1]
+            parts.append(part := Edge(backend, 1, adapter, number=first.number))
+            part.sequence, part.position = first.sequence, before.position + size
+        return step(parts, sizes, lambda k, parts: [[part] for part in parts])
+
+    agree(play(open_torch(model, "cpu")), play(on_cpu(model)))
+
+
 @pytest.mark.parametrize("shape", [GQA, QWEN3, QWEN3_MOE])
 def test_edges_with_one_adapter_come_and_go_in_batches_of_fixed_shapes(tmp_path, on_cpu, shape):
     model = random_model(tmp_path / "m.m", shape)
