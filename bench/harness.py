@@ -23,7 +23,10 @@ def question(description: str, **defaults) -> argparse.Namespace:
     parser.add_argument("--dir", type=Path, default=WEIGHTS, help="folder that keeps the synthetic weights")
     parser.add_argument("--name", help="name of the results file, without .json")
     for name, value in defaults.items():
-        parser.add_argument(f"--{name}", type=int, default=value, help="default %(default)s")
+        if parser.get_default(name) is None:
+            parser.add_argument(f"--{name}", type=int, default=value, help="default %(default)s")
+        else:
+            parser.set_defaults(**{name: value})
     return parser.parse_args()
 
 

@@ -102,7 +102,7 @@ def allowed(loopback_ms: float, stops: int, rtt: float, nbytes: float) -> float:
 
 
 def main() -> None:
-    options = question(__doc__, tokens=24, prompt=16)
+    options = question(__doc__, shape="llama2-7b", tokens=24, prompt=16)
     job = job_of(argparse.Namespace(**{**vars(options), "threads": 1}))
     weights = find_weights(options.shape, options.dir, gguf=False)
     with ModelFile(weights.model) as model:
