@@ -164,8 +164,8 @@ def _added(values: dict) -> dict[int, tuple[str, bool]]:
         i, content = token.get("id"), token.get("content")
         if type(i) is not int or i < 0 or not isinstance(content, str) or not content:
             raise ValueError(f"added token {content!r} has id {i!r}")
-        # The files of Llama 2 say so of their special tokens: the library finds these after spaces only, a .t file
-        # wherever they are spelled.
+        # Early conversions of LLaMA say so of their special tokens: the library finds these after spaces only, a .t
+        # file wherever they are spelled.
         if token.get("normalized") and not token.get("special") and _is_changed(content, normalizers):
             raise ValueError(f"added token {content!r} is sought in the normalised text, which a .t file cannot say")
         strips = [flag for flag in ("lstrip", "rstrip", "single_word") if token.get(flag)]

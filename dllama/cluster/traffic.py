@@ -23,8 +23,9 @@ ZMTP), and CurveZMQ's nonce, tag and command name (33 bytes a frame)."""
 
 MESSAGE_SECONDS, AT_SPEED = 45e-6, 28e9
 """CPU time to send a message or to take one in, and the read speed of the machine where it takes so long, in bytes a
-second: AMD Zen 4, encrypted, after weights have swept the caches (`bench.cluster scaling`: of a token's 46 ms on four
-nodes 12 are no products, for 256 messages; `bench.exchange`, with warm caches, has 89 µs for both)."""
+second: AMD Zen 4, encrypted, after weights have swept the caches. By the threads' own counts (schedstat) 12 of 46 ms of
+CPU time that a token took were no products on one of four emulated devices, for 256 messages; `bench.exchange`, whose
+caches are warm, has 83 µs for both."""
 
 SLOWEST = 10
 """How many times as long it takes on the slowest devices."""

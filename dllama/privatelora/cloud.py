@@ -12,9 +12,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from queue import Empty, SimpleQueue
-
-import numpy as np
 
 from dllama import __version__
 from dllama.cluster import wire
@@ -31,7 +28,7 @@ from dllama.formats import ModelFile
 from dllama.kernels import jit
 from dllama.privatelora.adapter import CloudAdapter, read_cloud
 from dllama.privatelora.backends import Backend, Restarted
-from dllama.privatelora.passage import Passage, Stop
+from dllama.privatelora.passes import aside, take_on
 from dllama.privatelora.schedule import Costs, choose
 from dllama.privatelora.session import Session, Unfit, adapter_of
 from dllama.privatelora.settings import BUSY
@@ -313,13 +310,12 @@ class Cloud:
         came_from, to = group[0].came_from, group[0].goes_to
         passages = [passage for session in group for passage in session.passages]
         rows = sum(session.rows for session in group)
-        # A step of many passages has the layers for itself, one passage after the other between two stops.
-        work = partial(self._one_by_one if len(passages) > len(group) else self._together, passages, came_from, to)
+        work = partial(take_on, self._backend, passages, came_from, to)
 
         start = time.perf_counter()
         try:
             if rows > SHORT_ROWS or self._costs.pass_seconds > BEAT_SECONDS / 4:
-                streams = self._aside(work, send)
+                streams = aside(self._worker, work, send, self._talk, BEAT_SECONDS / 2)
             else:
                 streams = work(send)
         except Restarted as error:
@@ -343,44 +339,10 @@ class Cloud:
         for peer, reason in unfit:
             self._refuse(peer, reason)
 
-    def _together(self, passages: Sequence[Passage], came_from: Stop | int, to: Stop | int, send: Callable):
-        """Takes passages of several sessions on: what the backend returns."""
-        if isinstance(to, int):
-            return self._backend.finish(passages, came_from, to)
-        return self._backend.run(passages, came_from, to, send)
-
-    def _one_by_one(self, passages: Sequence[Passage], came_from: Stop | int, to: Stop | int, send: Callable):
-        """Takes all passages of one session on; what is sent, and what is returned, is of all their rows."""
-        if isinstance(to, int):
-            streams = [self._backend.finish([passage], came_from, to)[0].copy() for passage in passages]
-            return [np.concatenate(streams)]
-        *others, last = passages
-        lows: list[np.ndarray] = []
-
-        def keep(low: Sequence[np.ndarray]) -> None:
-            lows.append(low[0].copy())
-
-        for passage in others:
-            self._backend.run([passage], came_from, to, keep)
-        self._backend.run([last], came_from, to, lambda low: send([np.concatenate([*lows, low[0]])]))
-        return None
-
-    def _aside(self, work: Callable[[Callable], list | None], send: Callable[[Sequence], None]) -> list | None:
-        """Has a pass worked in another thread, which sends by way of this one, and meanwhile tells the edges that this
-        cloud is alive. What it raises is raised."""
-        said: SimpleQueue[list | None] = SimpleQueue()
-        done = self._worker.submit(work, lambda lows: said.put([low.copy() for low in lows]))
-        done.add_done_callback(lambda _: said.put(None))
-        while True:
-            try:
-                lows = said.get(timeout=BEAT_SECONDS / 2)
-            except Empty:
-                self._listen()
-                self._beat()
-                continue
-            if lows is None:
-                return done.result()
-            send(lows)
+    def _talk(self) -> None:
+        """In the middle of a pass."""
+        self._listen()
+        self._beat()
 
     def _listen(self) -> None:
         """Takes in what comes in the middle of a pass. Strangers are answered; what comes of edges that have a session,

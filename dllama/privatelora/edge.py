@@ -24,7 +24,7 @@ from dllama.engine.compiling import compiling
 from dllama.engine.forward import Forward
 from dllama.engine.interface import NodeCost, Row
 from dllama.engine.kv_cache import KVCache
-from dllama.engine.workspace import MAX_ROWS, Place
+from dllama.engine.workspace import Place
 from dllama.errors import AdapterError, ClusterError, ModelError
 from dllama.formats import FloatType, ModelFile
 from dllama.kernels import tags
@@ -32,7 +32,7 @@ from dllama.kernels.team import Team, sigint_held
 from dllama.lora import LoraAdapter
 from dllama.privatelora.adapter import CLOUD_FILE, EDGE_FILE, CloudAdapter, EdgeAdapter, read_cloud, read_edge
 from dllama.privatelora.answers import Answers
-from dllama.privatelora.passage import Stop, most_rows
+from dllama.privatelora.passage import Stop, most_rows, spans
 from dllama.privatelora.settings import BUSY, EdgeSettings
 from dllama.privatelora.travel import Rows
 
@@ -160,7 +160,9 @@ class EdgeEngine:
     ) -> list[Candidates]:
         start = time.perf_counter()
         places = [Place(row.sequence.cache, row.position) for row in rows]
-        x = np.concatenate([self._forward.first_layers(x[span], places[span], self._first) for span in _spans(rows)])
+        if self._first:
+            parts = [self._forward.first_layers(x[span], places[span], self._first) for span in spans(len(rows))]
+            x = np.concatenate(parts)
         if self._settings.noise:
             x = x + np.float32(self._settings.noise) * self._noise(x, rows)
         live = {sequence.number for sequence in self._sequences}
@@ -179,10 +181,12 @@ class EdgeEngine:
             except ValueError as error:
                 raise self._fault(error) from None
             last = [places[row] for row in back]
-            for span in _spans(back):
+            for span in spans(len(back)):
                 here = [row for row in asked if span.start <= row < span.stop]
                 numbers = [row - span.start for row in here]
-                logits = self._forward.last_layers(stream[span], last[span], numbers, self._first).copy()
+                logits = self._forward.last_layers(stream[span], last[span], numbers, self._first)
+                if span.stop < len(back):  # the next ones take their place
+                    logits = logits.copy()
                 found |= {row: reduce(values, 0, reduction) for row, values in zip(here, logits, strict=True)}
         elapsed = (time.perf_counter() - start) * 1e3
         own = NodeCost("edge", elapsed - meter.waited_ms, meter.waited_ms, meter.sent, meter.received)
@@ -378,11 +382,6 @@ def _cloud_half(adapter: EdgeAdapter, path: Path) -> CloudAdapter:
     cloud = read_cloud(beside)
     adapter.check_pair(cloud)
     return cloud
-
-
-def _spans(rows: Sequence) -> list[slice]:
-    """As many of the rows at a time as the engine takes."""
-    return [slice(first, min(first + MAX_ROWS, len(rows))) for first in range(0, len(rows), MAX_ROWS)]
 
 
 def _runs(rows: Sequence[Row]) -> list[tuple[int, int, int]]:

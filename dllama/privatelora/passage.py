@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dllama.cluster.links import MAX_MESSAGE_BYTES
-from dllama.engine.workspace import Place
+from dllama.engine.workspace import MAX_ROWS, Place
 from dllama.privatelora.shape import AdapterShape
 from dllama.targets import TARGETS
 
@@ -26,6 +26,11 @@ def most_rows(shape: AdapterShape | None, dim: int) -> int:
     ranks = (0, 0) if shape is None else (shape.r_c2d, shape.r_d2c)
     widest = max(dim, *(max(map(len, PRODUCTS)) * rank for rank in ranks))
     return min(MOST_ROWS, MAX_MESSAGE_BYTES // (4 * widest))
+
+
+def spans(rows: int) -> list[slice]:
+    """So many rows, MAX_ROWS at a time."""
+    return [slice(first, min(first + MAX_ROWS, rows)) for first in range(0, rows, MAX_ROWS)]
 
 
 class Stop(NamedTuple):

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from dllama.cluster import wire
-from dllama.engine.workspace import MAX_ROWS, Place
+from dllama.engine.workspace import Place
 from dllama.errors import AdapterError, DllamaError
 from dllama.formats import FloatType, ModelConfig
 from dllama.privatelora.adapter import CloudAdapter
 from dllama.privatelora.backends import Backend
-from dllama.privatelora.passage import PRODUCTS, Passage, Stop, most_rows, stops, targets_of
+from dllama.privatelora.passage import PRODUCTS, Passage, Stop, most_rows, spans, stops, targets_of
 from dllama.privatelora.shape import AdapterShape
 from dllama.privatelora.travel import Rows
 
@@ -106,7 +106,7 @@ class Session:
             x = self._stream.decode(payload[0], count)
         except ValueError as error:
             raise Unfit(f"what enters the layers: {error}") from None
-        self.passages = [Passage(places[span], self.number, x[span]) for span in _spans(count)]
+        self.passages = [Passage(places[span], self.number, x[span]) for span in spans(count)]
         self._step, self._next, self._wanted = message.step, 0, message.wanted
         self.ready_at, self.seconds = time.monotonic(), 0.0
 
@@ -144,7 +144,7 @@ class Session:
         picked = self._picked(stop.product)
         answer = np.zeros((rows, len(PRODUCTS[stop.product]), self._shape.r_d2c), np.float32)
         answer[:, picked] = values.reshape(rows, len(picked), -1)
-        for passage, span in zip(self.passages, _spans(rows), strict=True):
+        for passage, span in zip(self.passages, spans(rows), strict=True):
             passage.answer = answer[span]
         self.ready_at = time.monotonic()
 
@@ -168,11 +168,6 @@ class Session:
             self._sequences[sequence] = self._backend.sequence(self.context)
         cache = self._sequences[sequence]
         return [Place(cache, position) for position in range(first, first + count)]
-
-
-def _spans(rows: int) -> list[slice]:
-    """The rows of a step's passages."""
-    return [slice(first, min(first + MAX_ROWS, rows)) for first in range(0, rows, MAX_ROWS)]
 
 
 def _encoded(rows: Rows, values: np.ndarray) -> np.ndarray:

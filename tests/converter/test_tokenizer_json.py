@@ -139,16 +139,14 @@ def test_what_is_not_refused_encodes_as_in_the_library(case):
 
 
 def test_special_tokens_that_are_normalised():
-    """As in the files of Llama 2, which say so of theirs: they are found wherever they are spelled."""
+    """As in early conversions of LLaMA: they are found wherever they are spelled."""
     plain, said = (
         parse_tokenizer_json(changed("llama2", added_tokens__1__normalized=is_so)) for is_so in (False, True)
     )
     assert said == plain
 
 
-@pytest.mark.parametrize(
-    "changes", [{"added_tokens__1__normalized": True}, {"model__byte_fallback": False}], ids=["normalised", "no bytes"]
-)
+@pytest.mark.parametrize("changes", [SOUGHT, {"model__byte_fallback": False}], ids=["normalised", "no bytes"])
 def test_what_is_refused_encodes_otherwise_in_the_library(changes):
     tokenizers = pytest.importorskip("tokenizers")
     _, ids = recorded("llama2")
