@@ -15,7 +15,6 @@ with t the pair's time on loopback, and the paper's estimate, which counts bandw
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -24,29 +23,14 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import numpy as np
-
+from bench.edges import RANK, cloud_for, generate, make_adapter, throughput
 from bench.harness import find_weights, job_of, question, take_turns
 from bench.report import Figure, print_table, save
-from bench.runs import REPOSITORY, Weights, run
-from dllama.cluster.local import local_cloud
+from bench.runs import REPOSITORY, run
 from dllama.formats import ModelFile
-from dllama.privatelora.adapter import CloudAdapter, EdgeAdapter, write_adapter
-from dllama.privatelora.shape import AdapterShape
 
-RANK, TARGETS = 128, ("q", "k", "v")
 ROUND_TRIPS = (0.2e-3, 1e-3, 5e-3, 20e-3)
 UP, DOWN = 60e6, 100e6
-
-
-def make_adapter(weights: Weights, folder: Path) -> Path:
-    """An adapter of random M for a model, its A and B from a seed."""
-    with ModelFile(weights.model) as model:
-        shape = AdapterShape.of(model.config, RANK, RANK, TARGETS)
-    cloud, random = CloudAdapter(shape, seed=1), np.random.default_rng(0)
-    m = {place: random.standard_normal(shape.m).astype(np.float16) for place in shape.places()}
-    write_adapter(folder, cloud, EdgeAdapter(shape, m, cloud.fingerprint, 1))
-    return folder
 
 
 @contextmanager
@@ -59,41 +43,6 @@ def line(target: int, rtt: float) -> Iterator[str]:
     finally:
         process.kill()
         process.wait()
-
-
-class Pairs:
-    """Edges that use one cloud."""
-
-    def __init__(self, weights: Weights, adapter: Path, cloud: str, key_file: str, tokens: int):
-        self._weights, self._adapter, self._cloud, self._key_file = weights, adapter, cloud, key_file
-        self._tokens = tokens
-
-    def run(self, edges: int = 1, address: str | None = None) -> list[dict]:
-        """So many edges at once; what each has found."""
-        command = [sys.executable, "-m", "bench.run_edge", str(self._weights.model), str(self._weights.tokenizer)]
-        command += [address or self._cloud, "--adapter", str(self._adapter), "--key-file", self._key_file]
-        command += ["--form", "q80", "--tokens", str(self._tokens)]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        with ExitStack() as stack:
-            processes = [stack.enter_context(subprocess.Popen(command, cwd=REPOSITORY, **pipes)) for _ in range(edges)]
-            for process in processes:
-                if process.stdout.readline() != "ready\n":
-                    raise SystemExit("an edge has failed")
-            for process in processes:
-                process.stdin.write("\n")
-                process.stdin.flush()
-            return [json.loads(process.stdout.readline()) for process in processes]
-
-    def over_line(self, rtt: float) -> dict:
-        """One edge over a slow line."""
-        with line(int(self._cloud.rpartition(":")[2]), rtt) as address:
-            return self.run(address=address)[0]
-
-
-def throughput(edges: list[dict]) -> float:
-    """Tokens a second of all edges together while all of them generate."""
-    first, last = max(edge["moments"][0] for edge in edges), min(edge["moments"][-1] for edge in edges)
-    return sum(sum(first < moment <= last for moment in edge["moments"]) for edge in edges) / (last - first)
 
 
 def allowed(loopback_ms: float, stops: int, rtt: float, nbytes: float) -> float:
@@ -110,18 +59,20 @@ def main() -> None:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         adapter = make_adapter(weights, folder / "adapter")
-        settings = stack.enter_context(local_cloud(weights.model, 1))
-        key_file = folder / "key"
-        key_file.touch(0o600)
-        key_file.write_text(settings.key.text)
-        pairs = Pairs(weights, adapter, settings.workers[0], str(key_file), options.tokens)
+        cloud = stack.enter_context(cloud_for(weights, folder))
+
+        def edge(address: str | None = None) -> subprocess.Popen:
+            return stack.enter_context(cloud.edge(adapter, options.tokens, address=address))
+
+        one, other = edge(), edge()
         sides = {
             "alone": lambda: run("dllama", job, weights),
-            "pair": lambda: pairs.run()[0],
-            "two edges": lambda: pairs.run(2),
+            "pair": lambda: generate(one)[0],
+            "two edges": lambda: generate(one, other),
         }
         for rtt in ROUND_TRIPS:
-            sides[f"{rtt * 1e3:g} ms"] = lambda rtt=rtt: pairs.over_line(rtt)
+            far = edge(stack.enter_context(line(int(cloud.address.rpartition(":")[2]), rtt)))
+            sides[f"{rtt * 1e3:g} ms"] = lambda far=far: generate(far)[0]
         rounds = take_turns(options.rounds, sides)
     report(options, stops, rounds)
 

@@ -1,6 +1,7 @@
-"""One edge of PrivateLoRA in a process of its own: gets ready, says so, waits for a line, and generates.
+"""One edge of PrivateLoRA in a process of its own: for each two lines of its input it gets ready, and generates.
 
-Prints, as JSON, the round trip of the link and of each token its times and bytes; `bench.privatelora` starts it.
+Prints, as JSON, what it was told of the cloud, the round trip of the link, and of each token its times and bytes;
+`bench.edges` starts it.
 """
 
 import argparse
@@ -44,23 +45,29 @@ def main() -> None:
     options = parser.parse_args()
     cluster_key = key.load(options.key_file)
     settings = EdgeSettings(options.cloud, cluster_key, options.adapter, form=options.form)
-    greedy = SamplerSettings(temperature=0.0)
-    with Llama(options.model, options.tokenizer, nthreads=options.threads, context=512, private=settings) as llama:
+    greedy, said = SamplerSettings(temperature=0.0), []
+    common = {"nthreads": options.threads, "context": 512, "private": settings, "notify": said.append}
+    with Llama(options.model, options.tokenizer, **common) as llama:
         list(llama.generate(prompt_ids(options.prompt), 4, greedy))
-        rtt = round_trip(options.cloud, cluster_key, 2e-3)
-        print("ready", flush=True)
-        sys.stdin.readline()
-        start = time.monotonic()
-        pieces, moments = [], []
-        for piece in llama.generate(prompt_ids(options.prompt), 1 + options.tokens, greedy):
-            pieces.append(piece)
-            moments.append(time.monotonic())
-        if len(pieces) != 1 + options.tokens:
-            raise SystemExit(f"generation stopped early: {llama.stop_reason}")
-    found = {
+        print("up", flush=True)
+        for _ in sys.stdin:
+            found = {"said": said, "rtt_ms": round_trip(options.cloud, cluster_key, 2e-3)}
+            print("ready", flush=True)
+            sys.stdin.readline()
+            print(json.dumps({**found, **measure(llama, prompt_ids(options.prompt), options.tokens)}), flush=True)
+
+
+def measure(llama: Llama, prompt: list[int], tokens: int) -> dict:
+    """Generates so many tokens after the first; how long each took."""
+    start, pieces, moments = time.monotonic(), [], []
+    for piece in llama.generate(prompt, 1 + tokens, SamplerSettings(temperature=0.0)):
+        pieces.append(piece)
+        moments.append(time.monotonic())
+    if len(pieces) != 1 + tokens:
+        raise SystemExit(f"generation stopped early: {llama.stop_reason}")
+    return {
         "start": start,
         "moments": moments,
-        "rtt_ms": rtt,
         "prefill_ms": llama.prefill_ms,
         "token_ms": [piece.generation_ms for piece in pieces[1:]],
         "edge_ms": [piece.nodes[0].inference_ms for piece in pieces[1:]],
@@ -68,7 +75,6 @@ def main() -> None:
         "cloud_ms": [piece.nodes[1].inference_ms for piece in pieces[1:]],
         "bytes": [piece.nodes[0].sent_bytes + piece.nodes[0].received_bytes for piece in pieces[1:]],
     }
-    print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -78,13 +78,15 @@ def local_cloud(
     model: str | os.PathLike,
     nthreads: int,
     *,
+    options: Sequence[str] = (),
     secure: bool = True,
     step_timeout: float = STEP_TIMEOUT,
     notify: Callable[[str], None] = lambda line: None,
 ) -> Iterator[ClusterSettings]:
-    """As ``local_workers``, one that is the cloud of PrivateLoRA's edges, with a model's file."""
-    options = ["--device", "cpu", "--model", os.fspath(model), "--nthreads", str(nthreads)]
-    with _all_started(1, secure, options, notify) as (addresses, key):
+    """As ``local_workers``, one that is the cloud of PrivateLoRA's edges, with a model's file, on the CPU unless the
+    ``options`` say otherwise."""
+    command = ["--device", "cpu", "--model", os.fspath(model), "--nthreads", str(nthreads), *options]
+    with _all_started(1, secure, command, notify) as (addresses, key):
         yield ClusterSettings(addresses, key, step_timeout=step_timeout)
 
 

@@ -32,8 +32,12 @@ class Rows:
     def decode(self, payload, rows: int) -> np.ndarray:
         """The bytes of so many rows as float32 [rows, width]. ValueError where they are not as many."""
         data = np.frombuffer(payload, np.uint8)
-        if len(data) != rows * self.row_bytes:
-            raise ValueError(f"{len(data)} bytes for {rows} rows of {self.row_bytes} bytes")
+        self.check(data, rows)
         x = np.zeros((rows, padded(self.width)), np.float32)
         self._decode(self.tag, np.array([data.ctypes.data]), x.ctypes.data, x.strides[0], rows, self.width)
         return x[:, : self.width]
+
+    def check(self, data: np.ndarray, rows: int) -> None:
+        """ValueError where these are not the bytes of so many rows."""
+        if len(data) != rows * self.row_bytes:
+            raise ValueError(f"{len(data)} bytes for {rows} rows of {self.row_bytes} bytes")

@@ -4,24 +4,15 @@ Rows of A·x travel as `travel` has it, the values of a product's targets one af
 """
 
 import numpy as np
-from numba import types
 
 from dllama.kernels import tags
 from dllama.kernels.dot import multiply_rows
 from dllama.kernels.elementwise import floats
-from dllama.kernels.emit import F32, const, emitted
 from dllama.kernels.jit import jit
+from dllama.kernels.stop import largest
 from dllama.kernels.travel import decode_sum, encode
 
 LARGEST = np.float32(3e38)
-LIMITS = {tags.F16: 65504.0, tags.Q80: 65504.0 * 127}
-
-
-@emitted(types.float32)
-def _largest(e, form):
-    """What a value that travels can be. F16's infinities and NaN, a block's scale included, are read as larger numbers
-    by kernels that convert halves themselves."""
-    return const(F32, LIMITS.get(form, 3e38))
 
 
 @jit
@@ -38,7 +29,7 @@ def answer(form, source, rows, targets, r_in, r_out, m, x, x_stride, y, y_stride
     for row in range(rows):
         values = floats(x + row * x_stride, width)
         for i in range(width):
-            if not abs(values[i]) <= _largest(form):
+            if not abs(values[i]) <= largest(form):
                 return False
         for t in range(targets):
             multiply_rows(

@@ -40,14 +40,14 @@ def _add_blocks(e, form, source, target, blocks):
 
 
 @jit(inline=True)
-def _row_bytes(form, columns):
+def row_bytes(form, columns):
     return 4 * columns if _is_plain(form) else (columns + 31) // 32 * _block_bytes(form)
 
 
 @jit
 def encode(form, x, stride, rows, columns, out):
     """Rows of floats at ``x``, ``stride`` bytes apart, as bytes at ``out``."""
-    nbytes = _row_bytes(form, columns)
+    nbytes = row_bytes(form, columns)
     for row in range(rows):
         if _is_plain(form):
             copy(out + row * nbytes, x + row * stride, nbytes)
@@ -58,7 +58,7 @@ def encode(form, x, stride, rows, columns, out):
 @jit
 def decode_sum(form, sources, x, stride, rows, columns):
     """Rows of floats at ``x``: the sums of what lies at each address of ``sources``, int64 [n], added in this order."""
-    nbytes = _row_bytes(form, columns)
+    nbytes = row_bytes(form, columns)
     for row in range(rows):
         out = floats(x + row * stride, columns)
         out[:] = 0

@@ -137,8 +137,12 @@ class Cloud:
             if not received:
                 break
             self._take(*received)
-            received = self._receive(0)
+            received = self._receive(0) if self._more_may_come() else None
         self._look()
+
+    def _more_may_come(self) -> bool:
+        """Whether to ask for a message before the next pass: where every edge is ready for one, it can wait."""
+        return not self._sessions or any(session.ready_at is None for session in self._sessions.values())
 
     def close(self) -> None:
         """Lets go of everything."""

@@ -13,9 +13,9 @@ from dllama.errors import AdapterError, DllamaError
 from dllama.formats import FloatType, ModelConfig
 from dllama.privatelora.adapter import CloudAdapter
 from dllama.privatelora.backends import Backend
-from dllama.privatelora.passage import PRODUCTS, Passage, Stop, most_rows, spans, stops, targets_of
+from dllama.privatelora.passage import PRODUCTS, Passage, Stop, most_rows, spans, stops
 from dllama.privatelora.shape import AdapterShape
-from dllama.privatelora.travel import Rows
+from dllama.privatelora.travel import Rows, Targets
 
 MOST_SEQUENCES = 256
 
@@ -65,9 +65,10 @@ class Session:
         self._stream = Rows(form, backend.config.dim)
         self._low, self._answers = {}, {}
         for product in {stop.product for stop in self._stops}:
-            count = len(targets_of(self._shape, product))
-            self._low[product] = Rows(form, count * self._shape.r_c2d)
-            self._answers[product] = Rows(form, count * self._shape.r_d2c)
+            names = PRODUCTS[product]
+            picked = [i for i, target in enumerate(names) if target in self._shape.targets]
+            self._low[product] = Targets(form, picked, len(names), self._shape.r_c2d)
+            self._answers[product] = Targets(form, picked, len(names), self._shape.r_d2c)
         self._sequences: dict[int, object] = {}
         self._step = self._next = 0
         self._wanted: Sequence[int] = ()
@@ -125,9 +126,7 @@ class Session:
         stop = self._stops[self._next]
         self._next += 1
         self.ready_at, self.waits_since = None, time.monotonic()
-        picked = low[:, self._picked(stop.product), : self._shape.r_c2d]
-        values = _encoded(self._low[stop.product], picked.reshape(len(low), -1))
-        return [wire.unchecked(wire.Low(self._step, *stop)), values]
+        return [wire.unchecked(wire.Low(self._step, *stop)), _encoded(self._low[stop.product], low)]
 
     def answered(self, message: wire.Answer, payload: Sequence) -> None:
         """The edge's M·A·x is here. Raises Unfit."""
@@ -138,12 +137,9 @@ class Session:
             raise Unfit("an answer to something else")
         rows = self.rows
         try:
-            values = self._answers[stop.product].decode(payload[0], rows)
+            answer = self._answers[stop.product].decode(payload[0], rows)
         except ValueError as error:
             raise Unfit(f"the answer of layer {stop.layer}: {error}") from None
-        picked = self._picked(stop.product)
-        answer = np.zeros((rows, len(PRODUCTS[stop.product]), self._shape.r_d2c), np.float32)
-        answer[:, picked] = values.reshape(rows, len(picked), -1)
         for passage, span in zip(self.passages, spans(rows), strict=True):
             passage.answer = answer[span]
         self.ready_at = time.monotonic()
@@ -154,10 +150,6 @@ class Session:
         self.passages, self.ready_at, self.left_at = [], None, time.monotonic()
         head = wire.encode(wire.Leave(self._step, int(self.seconds * 1e6)))
         return head + ([_encoded(self._stream, x[list(self._wanted)])] if self._wanted else [])
-
-    def _picked(self, product: int) -> list[int]:
-        """Which of a product's targets have an adapter."""
-        return [i for i, target in enumerate(PRODUCTS[product]) if target in self._shape.targets]
 
     def _places(self, sequence: int, first: int, count: int) -> list[Place]:
         if first + count > self.context:
@@ -170,7 +162,7 @@ class Session:
         return [Place(cache, position) for position in range(first, first + count)]
 
 
-def _encoded(rows: Rows, values: np.ndarray) -> np.ndarray:
+def _encoded(rows: Rows | Targets, values: np.ndarray) -> np.ndarray:
     """What the cloud computed as bytes. Raises Unfit."""
     try:
         return rows.encode(values)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dllama.formats import FloatType
-from dllama.privatelora.travel import Rows
+from dllama.privatelora.travel import Rows, Targets
 
 FORMS = [FloatType.F32, FloatType.F16, FloatType.Q80]
 BOUNDS = {FloatType.F32: 0, FloatType.F16: 2**-11, FloatType.Q80: 1 / 254}
@@ -67,3 +67,29 @@ def test_what_is_too_large_for_half_precision_becomes_its_largest():
     rows = Rows(FloatType.F16, 3)
     x = np.array([[1e6, -1e30, 3.0]], np.float32)
     assert rows.decode(rows.encode(x), 1).tolist() == [[65504.0, -65504.0, 3.0]]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_targets_there_and_back(form):
+    values = np.random.default_rng(2).standard_normal((5, 3, 140), np.float32)
+    targets = Targets(form, [0, 2], 3, 128)
+    payload = targets.encode(values[:, :, :133])
+    together = values[:, [0, 2], :128].reshape(5, -1)
+    assert payload.tobytes() == Rows(form, 256).encode(together).tobytes()
+    back = targets.decode(payload.tobytes(), 5)
+    assert back.shape == (5, 3, 128) and not back[:, 1].any()
+    np.testing.assert_array_equal(back[:, [0, 2]].reshape(5, -1), Rows(form, 256).decode(payload, 5))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_targets_of_another_number_of_bytes_and_numbers_that_are_none(form):
+    targets = Targets(form, [1], 3, 40)
+    payload = targets.encode(np.ones((3, 3, 40), np.float32)).tobytes()
+    for wrong in (payload[:-1], payload + b"x", b""):
+        with pytest.raises(ValueError, match=f"{len(wrong)} bytes for 3 rows"):
+            targets.decode(wrong, 3)
+    with pytest.raises(ValueError, match="infinite or no number"):
+        targets.encode(np.full((1, 3, 40), np.nan, np.float32))
+    if form is not FloatType.Q80:
+        with pytest.raises(ValueError, match="infinite or no number"):
+            targets.decode(b"\xff" * len(payload), 3)
