@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -70,6 +71,7 @@ class TorchBackend:
         self._sequences: WeakSet[pages.Sequence] = WeakSet()
         self._here: list[tuple[ref[Passage], slice]] = []  # whose values the buffers hold, and in which rows
         self._plan: Plan | None = None  # theirs
+        self._ranks = 0, 0  # its adapters' largest
 
     def prepare(self) -> None:
         """It always is."""
@@ -188,6 +190,7 @@ class TorchBackend:
             raise ValueError(f"{len(places)} rows, and a step takes 1 to {MAX_ROWS}")
         self._give_pages(places)
         self._plan = self._stack.planner.plan(places, [passage.adapter for passage in passages for _ in passage.places])
+        self._ranks = self._adapters.ranks(self._plan)
         buffers, host = self._stack.buffers, _view(self._host_x, (len(places), self.config.dim))
         for tensor in (buffers.x, *buffers.left):
             tensor[: self._plan.n_rows].zero_()
@@ -226,10 +229,10 @@ class TorchBackend:
     # --- memory ---
 
     def _low_shape(self, plan: Plan, stop: Stop) -> tuple[int, int, int]:
-        return plan.n_rows, len(PRODUCTS[stop.product]), self._adapters.ranks(plan)[0]
+        return plan.n_rows, len(PRODUCTS[stop.product]), self._ranks[0]
 
     def _answers_shape(self, plan: Plan, stop: Stop) -> tuple[int, int, int]:
-        return plan.n_rows, len(PRODUCTS[stop.product]), self._adapters.ranks(plan)[1]
+        return plan.n_rows, len(PRODUCTS[stop.product]), self._ranks[1]
 
     def _exchanged(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Room for float32 values on the device, and here."""
@@ -268,7 +271,7 @@ def _check_fits(device: str, free: int | None, needed: int) -> None:
 
 
 def _view(room: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    return room[: int(np.prod(shape))].view(shape)
+    return room[: math.prod(shape)].view(shape)
 
 
 def _spans(passages: Sequence[Passage]) -> list[slice]:

@@ -1,8 +1,13 @@
-"""Matrices on the device: plain ones, and the file's Q40 and Q80 kept packed and unpacked in the product."""
+"""Matrices on the device: plain ones, and the file's Q40 and Q80 kept packed and unpacked in the product.
+
+With CUDA and Triton the products of packed ones are kernels of our own, see `triton_products`. Elsewhere some rows of a
+matrix at a time are unpacked to memory, and multiplied there.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -81,7 +86,9 @@ class Packed(Matrix):
         self._integers = torch.empty(rows, blocks, self.block_bytes, dtype=torch.int8, device=device)
         self._scales = torch.empty(rows, blocks, 1, dtype=scale_type, device=device)
         self._scratch = scratch
-        scratch.reserve(columns)
+        self._product = _product_on(device)
+        if self._product is None:
+            scratch.reserve(columns)
 
     def fill(self, start: int, raw: np.ndarray, float_type: FloatType) -> None:
         blocks = raw.reshape(len(raw), self.columns // BLOCK, 2 + self.block_bytes)
@@ -91,6 +98,9 @@ class Packed(Matrix):
         self._integers[start : start + len(raw)].copy_(torch.from_numpy(integers))
 
     def product(self, x: torch.Tensor, out: torch.Tensor) -> None:
+        if self._product is not None:
+            self._product(x, self._integers, self._scales, out)
+            return
         tile = max(1, self._scratch.n_values // self.columns)
         for start in range(0, self.rows, tile):
             integers, scales = self._integers[start : start + tile], self._scales[start : start + tile]
@@ -137,3 +147,14 @@ class PackedQ80(Packed):
 
 
 PACKED = {FloatType.Q40: PackedQ40, FloatType.Q80: PackedQ80}
+
+
+def _product_on(device: torch.device) -> Callable | None:
+    """The product with a packed matrix on a device, None where there is no Triton for it."""
+    if device.type != "cuda":
+        return None
+    try:
+        from dllama.privatelora.backends.torch.triton_products import product
+    except ImportError:
+        return None
+    return product
