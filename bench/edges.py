@@ -51,7 +51,8 @@ class Cloud:
     def edge(
         self, adapter: Path | None, tokens: int, threads: int = 1, address: str | None = None
     ) -> Iterator[subprocess.Popen]:
-        """An edge that generates so many tokens whenever it is asked; ``address``: of a way to the cloud."""
+        """An edge that generates so many tokens whenever it is asked, once it is up; ``address``: of a way to the
+        cloud."""
         command = [sys.executable, "-m", "bench.run_edge", str(self.weights.model), str(self.weights.tokenizer)]
         command += [address or self.address, "--key-file", str(self.key_file), "--form", "q80"]
         command += ["--tokens", str(tokens), "--threads", str(threads)]
@@ -60,10 +61,15 @@ class Cloud:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         with subprocess.Popen(command, cwd=REPOSITORY, **pipes) as process:
             try:
-                _expect(process, "up\n")
                 yield process
             finally:
                 process.stdin.close()
+
+
+def wait_for(*edges: subprocess.Popen) -> None:
+    """Until they are up."""
+    for edge in edges:
+        _expect(edge, "up\n")
 
 
 def generate(*edges: subprocess.Popen) -> list[dict]:

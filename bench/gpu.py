@@ -18,7 +18,7 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-from bench.edges import RANK, Cloud, cloud_for, generate, make_adapter, throughput
+from bench.edges import RANK, Cloud, cloud_for, generate, make_adapter, throughput, wait_for
 from bench.harness import find_weights, take_turns
 from bench.report import Figure, print_table, save
 from bench.synth import SHAPES
@@ -52,6 +52,7 @@ def main() -> None:
                     return stack.enter_context(cloud.edge(adapter, options.tokens, options.threads))
 
                 bare, edges = edge(None), [edge(adapter) for _ in range(max(SEVERAL))]
+                wait_for(bare, *edges)
                 sides = {"alone": lambda bare=bare: generate(bare)}
                 for n in (1, *SEVERAL):
                     sides[_edges(n)] = lambda some=edges[:n]: generate(*some)

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from bench.edges import RANK, cloud_for, generate, make_adapter, throughput
+from bench.edges import RANK, cloud_for, generate, make_adapter, throughput, wait_for
 from bench.harness import find_weights, job_of, question, take_turns
 from bench.report import Figure, print_table, save
 from bench.runs import REPOSITORY, run
@@ -64,7 +64,7 @@ def main() -> None:
         def edge(address: str | None = None) -> subprocess.Popen:
             return stack.enter_context(cloud.edge(adapter, options.tokens, address=address))
 
-        one, other = edge(), edge()
+        one, other = all_of_them = [edge(), edge()]
         sides = {
             "alone": lambda: run("dllama", job, weights),
             "pair": lambda: generate(one)[0],
@@ -73,6 +73,8 @@ def main() -> None:
         for rtt in ROUND_TRIPS:
             far = edge(stack.enter_context(line(int(cloud.address.rpartition(":")[2]), rtt)))
             sides[f"{rtt * 1e3:g} ms"] = lambda far=far: generate(far)[0]
+            all_of_them.append(far)
+        wait_for(*all_of_them)
         rounds = take_turns(options.rounds, sides)
     report(options, stops, rounds)
 
