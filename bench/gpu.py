@@ -32,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="llama2-7b", help="default %(default)s")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="of the cloud; default %(default)s")
-    parser.add_argument("--threads", type=int, default=min(8, os.cpu_count()), help="an edge's; default %(default)s")
+    parser.add_argument("--threads", type=int, default=min(4, os.cpu_count()), help="an edge's; default %(default)s")
     parser.add_argument("--tokens", type=int, default=64, help="default %(default)s")
     parser.add_argument("--rounds", type=int, default=3, help="default %(default)s")
     parser.add_argument("--dir", type=Path, default=cache_folder() / "bench", help="folder of the synthetic weights")
@@ -57,7 +57,7 @@ def main() -> None:
                 for n in (1, *SEVERAL):
                     sides[_edges(n)] = lambda some=edges[:n]: generate(*some)
                 found[form] = take_turns(options.rounds, sides)
-    report(options, found)
+            report(options, found)
 
 
 def _edges(n: int) -> str:
@@ -65,7 +65,7 @@ def _edges(n: int) -> str:
 
 
 def report(options: argparse.Namespace, found: dict[str, dict[str, list]]) -> None:
-    """Table and JSON."""
+    """Table and JSON of what has been measured so far."""
     stops, rows, results = SHAPES[options.shape].n_layers, [], {}
     for form, rounds in found.items():
         device = rounds["alone"][0][0]["said"][-1].partition("(")[2].rpartition(")")[0]

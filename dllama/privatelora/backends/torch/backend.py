@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import accumulate
 from weakref import WeakSet, ref
 
 import numpy as np
@@ -24,6 +24,7 @@ from dllama.privatelora.backends.torch.adapters import Adapters
 from dllama.privatelora.backends.torch.plan import Plan
 from dllama.privatelora.backends.torch.recorder import Recorder
 from dllama.privatelora.backends.torch.stack import Stack
+from dllama.privatelora.backends.torch.staging import Staging
 from dllama.privatelora.backends.torch.weights import PACKED
 from dllama.privatelora.passage import PRODUCTS, Passage, Stop
 from dllama.privatelora.shape import MAX_RANK
@@ -60,9 +61,8 @@ class TorchBackend:
         _check_fits(self.device, _free_bytes(self._cuda), Stack.nbytes(source, dtype, packed))
         with self._memory_told("loading the layers"):
             self._stack = Stack(source, dtype, packed, self._device, progress)
-            self._low, self._host_low = self._exchanged(MOST_LOW)
-            self._answers, self._host_answers = self._exchanged(MOST_LOW)
-            self._host_x = self._host(MAX_ROWS * self.config.dim)
+            self._low, self._answers = (Staging(MOST_LOW, self._device) for _ in range(2))
+            self._x = Staging(MAX_ROWS * self.config.dim, self._device)
         self._lock = threading.RLock()  # of whoever captures, or uses the device from another thread
         self._adapters = Adapters(self.config, dtype, self._device, self._lock)
         self._recorder = Recorder(self._device)
@@ -114,13 +114,13 @@ class TorchBackend:
             advance = partial(self._advance, plan, came_from, to)
             multiply = partial(self._stack.multiply, plan, *to)
             self._recorder.run(plan.key and (plan.key, came_from, to), advance)
-            host = _view(self._host_low, self._low_shape(plan, to))
-            host.copy_(_view(self._low, host.shape), non_blocking=True)
+            low = self._low[self._low_shape(plan, to)]
+            low.download()
             if self._cuda:
                 self._low_is_here.record()
                 self._recorder.run(plan.key and (plan.key, to), multiply)
                 self._low_is_here.synchronize()
-        send([host[span].numpy() for span in _spans(passages)])
+        send([low.array[span] for _, span in self._here])
         if not self._cuda:
             self._recorder.run(plan.key and (plan.key, to), multiply)
         for passage in passages:
@@ -131,8 +131,8 @@ class TorchBackend:
         with self._memory_told("a pass"), self._lock:
             plan = self._begin(passages, came_from)
             self._recorder.run(plan.key and (plan.key, came_from, layer), partial(self._leave, plan, came_from, layer))
-            self._here = []
-            return [self._stack.buffers.x[span].numpy(force=True).copy() for span in _spans(passages)]
+            here, self._here = self._here, []
+            return [self._stack.buffers.x[span].numpy(force=True).copy() for _, span in here]
 
     # --- halves of products, which may be captured ---
 
@@ -142,7 +142,7 @@ class TorchBackend:
         self._layers(plan, first, last)
         self._stack.make_input(plan, *to)
         x = self._stack.buffers.inputs[to.product][: plan.n_rows]
-        self._adapters.shrink(plan, to, x, _view(self._low, self._low_shape(plan, to)))
+        self._adapters.shrink(plan, to, x, self._low[self._low_shape(plan, to)].device)
 
     def _leave(self, plan: Plan, came_from: Stop | int, layer: int) -> None:
         self._layers(plan, self._after(plan, came_from), 4 * layer)
@@ -152,7 +152,7 @@ class TorchBackend:
         """The edges' answers added to the product that left for them; the number of the next."""
         if isinstance(came_from, int):
             return 4 * came_from
-        answers = _view(self._answers, self._answers_shape(plan, came_from))
+        answers = self._answers[self._answers_shape(plan, came_from)].device
         out = self._stack.buffers.left[came_from.product][: plan.n_rows]
         self._adapters.expand(plan, came_from, answers, out)
         return 4 * came_from.layer + came_from.product + 1
@@ -174,14 +174,14 @@ class TorchBackend:
         return self._plan
 
     def _take_answers(self, passages: Sequence[Passage], stop: Stop) -> None:
-        host = _view(self._host_answers, self._answers_shape(self._plan, stop))
-        host.zero_()
-        for passage, span in zip(passages, _spans(passages), strict=True):
+        answers = self._answers[self._answers_shape(self._plan, stop)]
+        answers.array[:] = 0
+        for passage, (_, span) in zip(passages, self._here, strict=True):
             if passage.answer is not None:
                 _, targets, rank = passage.answer.shape
-                host[span, :targets, :rank] = torch.from_numpy(passage.answer)
+                answers.array[span, :targets, :rank] = passage.answer
                 passage.answer = None
-        _view(self._answers, host.shape).copy_(host, non_blocking=True)
+        answers.upload()
 
     def _take_in(self, passages: Sequence[Passage]) -> None:
         self._here = []
@@ -191,13 +191,13 @@ class TorchBackend:
         self._give_pages(places)
         self._plan = self._stack.planner.plan(places, [passage.adapter for passage in passages for _ in passage.places])
         self._ranks = self._adapters.ranks(self._plan)
-        buffers, host = self._stack.buffers, _view(self._host_x, (len(places), self.config.dim))
+        buffers, x = self._stack.buffers, self._x[len(places), self.config.dim]
         for tensor in (buffers.x, *buffers.left):
             tensor[: self._plan.n_rows].zero_()
         for passage, span in zip(passages, _spans(passages), strict=True):
             if passage.x is not None:
-                host[span] = torch.from_numpy(passage.x)
-                buffers.x[span].copy_(host[span], non_blocking=True)
+                x.array[span] = passage.x
+                buffers.x[span].copy_(x.here[span], non_blocking=True)
                 passage.x = None
             else:
                 product, (x, out) = passage.state
@@ -234,13 +234,6 @@ class TorchBackend:
     def _answers_shape(self, plan: Plan, stop: Stop) -> tuple[int, int, int]:
         return plan.n_rows, len(PRODUCTS[stop.product]), self._ranks[1]
 
-    def _exchanged(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Room for float32 values on the device, and here."""
-        return torch.zeros(count, device=self._device), self._host(count)
-
-    def _host(self, count: int) -> torch.Tensor:
-        return torch.zeros(count, pin_memory=self._cuda)
-
     @contextmanager
     def _memory_told(self, what: str) -> Iterator[None]:
         try:
@@ -270,11 +263,7 @@ def _check_fits(device: str, free: int | None, needed: int) -> None:
         )
 
 
-def _view(room: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    return room[: math.prod(shape)].view(shape)
-
-
 def _spans(passages: Sequence[Passage]) -> list[slice]:
     """The rows of each."""
-    ends = np.cumsum([len(passage.places) for passage in passages])
-    return [slice(int(end) - len(passage.places), int(end)) for passage, end in zip(passages, ends, strict=True)]
+    ends = list(accumulate(len(passage.places) for passage in passages))
+    return [slice(end - len(passage.places), end) for passage, end in zip(passages, ends, strict=True)]

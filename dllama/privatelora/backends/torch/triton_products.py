@@ -13,7 +13,7 @@ import triton.language as tl
 
 from dllama.formats.blocks import BLOCK
 
-FEW = 8
+FEW = 4
 """Rows up to which they are multiplied one by one."""
 TALL = 8192
 """Rows of a matrix from which its tiles may be larger and all multiprocessors still have some."""
@@ -26,8 +26,8 @@ def product(x: torch.Tensor, integers: torch.Tensor, scales: torch.Tensor, out: 
     given = x, integers, scales, out, n, rows, blocks, nbytes == BLOCK // 2
     wide = triton.next_power_of_2(n)
     if n <= FEW:
-        tile = 4 if wide <= 2 else 2
-        _few[(triton.cdiv(rows, tile),)](*given, wide, tile, 64, num_warps=4)
+        tile, width = 4, 64
+        _few[(triton.cdiv(rows, tile),)](*given, wide, tile, width, num_warps=4)
     else:
         wide = max(16, wide)
         tile, width = (64, 4) if rows > TALL else (32, 8)
