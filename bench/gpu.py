@@ -84,10 +84,11 @@ def report(options: argparse.Namespace, found: dict[str, dict[str, list]]) -> No
             ("", "  a stop more than nothing", Figure.of(stop).text(3, " ms"), ""),
             ("", "  a round trip of 400 bytes", Figure.of(rtt).text(3, " ms"), ""),
         ]
-        for n in SEVERAL:
-            together = Figure.of([throughput(edges) for edges in rounds[_edges(n)]])
-            rows.append(("", f"{_edges(n)} at once", "", together.text(1, " tok/s")))
-        results[form] = {"device": device, "rounds": rounds}
+        together = {_edges(n): [throughput(edges) for edges in rounds[_edges(n)]] for n in SEVERAL}
+        for name, each in together.items():
+            rows.append(("", f"{name} at once", "", Figure.of(each).text(1, " tok/s")))
+        medians = {name: [_medians(edge) for (edge,) in rounds[name]] for name in ("alone", "1 edge")}
+        results[form] = {"device": device, "medians": medians, "tokens_a_second": together}
     print()
     print_table(("weights", "", "a token", "tokens a second"), rows)
     chosen = {name: getattr(options, name) for name in ("shape", "device", "threads", "tokens", "rounds")}
@@ -96,6 +97,12 @@ def report(options: argparse.Namespace, found: dict[str, dict[str, list]]) -> No
 
 def _of(edge: dict, name: str) -> float:
     return statistics.median(edge[name])
+
+
+def _medians(edge: dict) -> dict[str, float]:
+    """What is kept of a run."""
+    names = ("token_ms", "edge_ms", "wait_ms", "cloud_ms", "bytes")
+    return {name: _of(edge, name) for name in names} | {name: edge[name] for name in ("rtt_ms", "prefill_ms")}
 
 
 def _per_second(ms: list[float]) -> str:

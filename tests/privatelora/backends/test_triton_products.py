@@ -29,7 +29,7 @@ def test_by_the_interpreter():
 
 
 SHAPES = [(37, 96), (5, 2112), (130, 320)] + [(12288, 4096), (4096, 11008)] * ON_GPU
-CASES = itertools.product(PACKED, SHAPES, [1, 2, 3, 8, 9, 33, 128]) if ON_GPU or INTERPRETED else []
+CASES = list(itertools.product(PACKED, SHAPES, [1, 2, 3, 8, 9, 33, 128])) if ON_GPU or INTERPRETED else []
 
 
 @pytest.mark.parametrize("form, shape, n", CASES)
