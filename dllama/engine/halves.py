@@ -17,6 +17,7 @@ from dllama.engine.experts import choose, combine, gather, group, product_down, 
 from dllama.engine.stages import activate, attend_rows, convert, norm, product, rotate
 from dllama.kernels.elementwise import add
 from dllama.kernels.jit import jit
+from dllama.kernels.talk import talk_at
 from dllama.kernels.team import gate, meet, take
 
 QKV, OUT, UP, DOWN = 0, 1, 2, 3
@@ -26,9 +27,10 @@ N_TARGETS = (3, 1, 2, 1)
 
 
 @jit
-def run_halves(thread, weight, act, cache, step, layers, mixture, adapters, form, rows, first, last):
+def run_halves(thread, weight, act, cache, step, layers, mixture, adapters, form, talk, rows, first, last):
     """Halves ``first`` up to ``last``; arguments as of `run_segments`, and ``form``: F32 or F16, what
-    adapters are kept in. Helpers run whatever the leading thread does."""
+    adapters are kept in;  ``talk``: the arguments of `talk_at`, or None. Helpers run whatever the leading thread does.
+    """
     s = step[0]
     for half in range(first, last):
         if thread == 0:
@@ -64,6 +66,9 @@ def run_halves(thread, weight, act, cache, step, layers, mixture, adapters, form
             _down_input(thread, weight, act, form, s, adapters, rows, index)
         else:
             _down(thread, weight, act, s, layer)
+        if talk is not None and thread == 0:
+            if talk_at(half, talk):
+                return
 
 
 @jit

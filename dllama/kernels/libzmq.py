@@ -64,6 +64,14 @@ def poll(e, function, items, count, timeout_ms):
 
 
 @jit
+def send_on(function, socket, data, nbytes, flags):
+    """Sends a frame after a message's first, for which there is room."""
+    tries = RETRIES
+    while send(function, socket, data, nbytes, flags) < 0 and tries > 0:
+        tries -= 1
+
+
+@jit
 def message(api, socket, frames, flags):
     """A message: its frames, without those in excess, and how many they are; 0 where there is none. ``flags``: NOBLOCK,
     or 0 to wait for one as long as the socket's RCVTIMEO says."""

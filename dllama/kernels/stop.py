@@ -28,12 +28,14 @@ def largest(e, form):
 def pack(form, values, picked, rank, room, out):
     """Rows of values, float32 [rows, targets, rank at least], as bytes, uint8; ``picked``: int64, targets that travel.
 
-    room: float32, for one row, filled up to a multiple of 32 with zeros
+    room: float32, for one row, filled up to a multiple of 32
 
     False where a value is infinite or no number.
     """
     width = len(picked) * rank
     nbytes = row_bytes(form, width)
+    for i in range(width, (width + 31) // 32 * 32):
+        room[i] = 0
     for row in range(len(values)):
         for k, target in enumerate(picked):
             for i in range(rank):
@@ -47,11 +49,11 @@ def pack(form, values, picked, rank, room, out):
 
 @jit
 def unpack(form, data, values, picked, rank, room):
-    """The other way; what is not picked stays as it is."""
+    """The other way, from the address ``data``; what is not picked stays as it is."""
     width, source = len(picked) * rank, np.empty(1, np.int64)
     nbytes = row_bytes(form, width)
     for row in range(len(values)):
-        source[0] = data.ctypes.data + row * nbytes
+        source[0] = data + row * nbytes
         decode_sum(form, source, room.ctypes.data, 0, 1, width)
         for k, target in enumerate(picked):
             for i in range(rank):

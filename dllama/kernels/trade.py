@@ -8,11 +8,12 @@ number of its round in msgpack, which counts on over the exchanges.
 """
 
 import numpy as np
-from numba import types
 
-from dllama.kernels.emit import I8, I32, I64, const, emitted
+from dllama.kernels.clock import nanoseconds, sched_yield
+from dllama.kernels.emit import emitted
+from dllama.kernels.headers import put_number, same
 from dllama.kernels.jit import jit
-from dllama.kernels.libzmq import API, FRAME_BYTES, ITEM, MORE, NOBLOCK, RETRIES, message, of_frame, poll, send
+from dllama.kernels.libzmq import API, FRAME_BYTES, ITEM, MORE, NOBLOCK, message, of_frame, poll, send, send_on
 from dllama.kernels.travel import decode_sum, encode
 
 WAIT_MS = 100
@@ -38,56 +39,16 @@ bytes sent and received, and the time in exchanges; how long parts usually take,
 and again; room for frames, and what they are if the message is something else: the number of the socket, and how many
 there are (where sending fails, whom it fails to); why it has stopped."""
 
-_sched_yield = types.ExternalFunction("sched_yield", types.int32())
-
-
-@emitted(types.boolean)
-def _same(e, a, b, nbytes):
-    a, b = (e.inttoptr(each, I8.as_pointer()) for each in (a, b))
-    return e.builder.icmp_signed("==", e.call("memcmp", I32, a, b, nbytes), const(I32, 0))
-
 
 @emitted()
 def _copy(e, target, source, nbytes):
     e.copy(target, source, nbytes)
 
 
-@emitted()
-def _put(e, place, byte):
-    e.store(e.trunc(byte, I8), place)
-
-
-@emitted(types.int64)
-def _nanoseconds(e, clock):
-    """clock_gettime(3)"""
-    now = e.scratch(16)
-    e.call("clock_gettime", I32, e.trunc(clock, I32), e.inttoptr(now, I8.as_pointer()))
-    return e.add(e.mul(e.load(I64, now), const(I64, 10**9)), e.load(I64, now, 8))
-
-
 @jit
 def _header(state, number):
     """Completes the header with a round's number; the bytes of all of it."""
-    place = state.prefix + state.prefix_bytes
-    if number < 128:
-        _put(place, number)
-        return state.prefix_bytes + 1
-    if number < 256:
-        _put(place, 0xCC)
-        _put(place + 1, number)
-        return state.prefix_bytes + 2
-    _put(place, 0xCD)
-    _put(place + 1, number >> 8)
-    _put(place + 2, number & 255)
-    return state.prefix_bytes + 3
-
-
-@jit
-def _send_on(function, socket, data, nbytes, flags):
-    """A frame after a message's first, for which there is room."""
-    tries = RETRIES
-    while send(function, socket, data, nbytes, flags) < 0 and tries > 0:
-        tries -= 1
+    return state.prefix_bytes + put_number(state.prefix + state.prefix_bytes, number)
 
 
 @jit
@@ -101,10 +62,10 @@ def _post(api, nodes, first, last, state, nbytes):
         if node.id_bytes:
             if send(function, node.socket, node.id, node.id_bytes, MORE) < 0:
                 return i
-            _send_on(function, node.socket, state.prefix, header, MORE)
+            send_on(function, node.socket, state.prefix, header, MORE)
         elif send(function, node.socket, state.prefix, header, MORE) < 0:
             return i
-        _send_on(function, node.socket, state.part, nbytes, NOBLOCK)
+        send_on(function, node.socket, state.part, nbytes, NOBLOCK)
         state.sent += header + nbytes
     return last
 
@@ -119,13 +80,13 @@ def _sort_in(api, nodes, socket, state, count, nbytes):
         if node.socket != socket or count != 2 + (node.id_bytes > 0):
             continue
         if node.id_bytes:
-            if of_frame(size, frame) != node.id_bytes or not _same(of_frame(data, frame), node.id, node.id_bytes):
+            if of_frame(size, frame) != node.id_bytes or not same(of_frame(data, frame), node.id, node.id_bytes):
                 continue
             frame += FRAME_BYTES
         header = _header(state, node.due)
         if not node.missing or of_frame(size, frame) != header or of_frame(size, frame + FRAME_BYTES) != nbytes:
             continue
-        if not _same(of_frame(data, frame), state.prefix, header):
+        if not same(of_frame(data, frame), state.prefix, header):
             continue
         _copy(node.slot, of_frame(data, frame + FRAME_BYTES), nbytes)
         node.missing = 0
@@ -150,7 +111,7 @@ def _take(api, nodes, first, last, items, first_item, last_item, state, nbytes):
         return 0
     one = last_item - first_item == 1
     waits = one and state.usual_ns >= state.spin_ns
-    start = now = _nanoseconds(state.clock)
+    start = now = nanoseconds(state.clock)
     while due:
         found = False
         for i in range(first_item, last_item):
@@ -164,11 +125,11 @@ def _take(api, nodes, first, last, items, first_item, last_item, state, nbytes):
                 due -= first <= node < last
                 if due == 0:
                     break
-        now = _nanoseconds(state.clock)
+        now = nanoseconds(state.clock)
         if found:
             continue
         if state.usual_ns < state.spin_ns and now - start < state.spin_ns:
-            _sched_yield()
+            sched_yield()
         elif one and not waits:
             waits = True
         elif one or poll(api[0].zmq_poll, items.ctypes.data + 16 * first_item, last_item - first_item, WAIT_MS) <= 0:
@@ -207,12 +168,12 @@ def trade(tag, api, nodes, items, sources, groups, states, first, last, posted, 
 
     ``posted``: whether the first round's part has been sent.
     """
-    start = _nanoseconds(states[0].clock)
+    start = nanoseconds(states[0].clock)
     stop = _rounds(
         tag, api, nodes, items, sources, groups, states[0], first, last, posted, x, stride, rows, columns, nbytes
     )
     states[0].stop = stop
-    states[0].spent_ns += _nanoseconds(states[0].clock) - start
+    states[0].spent_ns += nanoseconds(states[0].clock) - start
     return stop
 
 

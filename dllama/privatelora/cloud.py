@@ -30,8 +30,9 @@ from dllama.privatelora.adapter import CloudAdapter, read_cloud
 from dllama.privatelora.backends import Backend, Restarted
 from dllama.privatelora.passes import aside, take_on
 from dllama.privatelora.schedule import Costs, choose
-from dllama.privatelora.session import Session, Unfit, adapter_of
+from dllama.privatelora.session import OVERFLOW, Session, Unfit, adapter_of
 from dllama.privatelora.settings import BUSY
+from dllama.privatelora.short_way import SHORT_ROWS, ShortWay
 
 MOST_MESSAGES = 256
 """That are taken in before something is run again, however fast they come."""
@@ -41,9 +42,6 @@ IDLE_SECONDS = 1.0
 """And one with nothing to do, whether its edges are still there."""
 BEAT_SECONDS = 1.0
 """How often it tells edges that wait for it that it is still at it."""
-SHORT_ROWS = 16
-"""A pass of more rows is worked in a thread of its own, so that edges are told; one of fewer would only cost more so,
-unless passes take long on this machine."""
 ALONE_SECONDS = 60.0
 """After an error in a pass that several edges shared, each of them has passes of its own for so long."""
 
@@ -128,7 +126,11 @@ class Cloud:
         """Takes in what has come, and runs what can be run; waits at most so many seconds for something to do."""
         group, wait = choose(list(self._sessions.values()), self._costs, time.monotonic())
         if group:
-            self._run(group[:1] if time.monotonic() < self._alone_until else group)
+            way = group[0].short_way() if self._is_alone(group[0]) else None
+            if way is not None:
+                self._go(group[0], way)
+            else:
+                self._run(group[:1] if time.monotonic() < self._alone_until else group)
             wait = 0.0
         looking = LOOK_MS / 1000 if self._openings else IDLE_SECONDS if self._greeted else None
         limits = [wait, timeout, looking, self._patience()]
@@ -343,6 +345,32 @@ class Cloud:
         for peer, reason in unfit:
             self._refuse(peer, reason)
 
+    def _is_alone(self, session: Session) -> bool:
+        """Whether nothing is to be done for another edge for a while."""
+        recent = time.monotonic() - self._costs.step_seconds
+        others = [other for other in self._sessions.values() if other is not session]
+        busy = self._kept or self._openings or any(other.passages or other.left_at > recent for other in others)
+        return not busy and self._costs.pass_seconds < BEAT_SECONDS / 4
+
+    def _go(self, session: Session, way: ShortWay) -> None:
+        """An edge's way past some stops."""
+        start, before = time.perf_counter(), way.passed
+        try:
+            self._backend.go(session.passages, session.came_from, way)
+        except (DllamaError, MemoryError) as error:
+            self._refuse(way.peer, str(error) or "not enough memory")
+            return
+        seconds = time.perf_counter() - start - way.waited
+        self._costs.passed(seconds / max(1, way.passed - before))
+        session.seconds += seconds
+        session.went(way)
+        if not way.is_fit:
+            self._refuse(way.peer, OVERFLOW)
+        frames = way.other()
+        received = frames and self._listener.understand(frames)
+        if received:
+            self._take(*received)
+
     def _talk(self) -> None:
         """In the middle of a pass."""
         self._listen()
@@ -404,7 +432,7 @@ class Cloud:
                 except (DllamaError, MemoryError) as error:
                     self._refuse(peer, str(error) or "not enough memory")
                     continue
-                self._sessions[peer] = Session(opening.session, opening.adapter, number, self._backend)
+                self._sessions[peer] = Session(opening.session, opening.adapter, number, self._backend, peer)
                 _send(peer, wire.encode(wire.Opened(self._backend.device)))
         for peer, session in list(self._sessions.items()):
             late = session.passages and session.ready_at is None

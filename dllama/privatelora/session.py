@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dllama.cluster import wire
+from dllama.cluster.listener import Peer
 from dllama.engine.workspace import Place
 from dllama.errors import AdapterError, DllamaError
 from dllama.formats import FloatType, ModelConfig
@@ -15,9 +16,11 @@ from dllama.privatelora.adapter import CloudAdapter
 from dllama.privatelora.backends import Backend
 from dllama.privatelora.passage import PRODUCTS, Passage, Stop, most_rows, spans, stops
 from dllama.privatelora.shape import AdapterShape
+from dllama.privatelora.short_way import SHORT_ROWS, ShortWay
 from dllama.privatelora.travel import Rows, Targets
 
 MOST_SEQUENCES = 256
+OVERFLOW = "its values make the model's overflow"
 
 
 class Unfit(DllamaError):
@@ -56,7 +59,7 @@ class Session:
     hope: how long others wait for it, as a share of what that could save (see `schedule`)
     """
 
-    def __init__(self, wanted: dict, adapter: CloudAdapter | None, number: int, backend: Backend):
+    def __init__(self, wanted: dict, adapter: CloudAdapter | None, number: int, backend: Backend, peer: Peer):
         self.layers, self.context, self.number = range(*wanted["layers"]), wanted["context"], number
         self._backend = backend
         self._shape = None if adapter is None else adapter.shape
@@ -69,6 +72,7 @@ class Session:
             picked = [i for i, target in enumerate(names) if target in self._shape.targets]
             self._low[product] = Targets(form, picked, len(names), self._shape.r_c2d)
             self._answers[product] = Targets(form, picked, len(names), self._shape.r_d2c)
+        self._way = backend.short_way(self._stops, self._shape, form, peer) if self._stops else None
         self._sequences: dict[int, object] = {}
         self._step = self._next = 0
         self._wanted: Sequence[int] = ()
@@ -144,6 +148,18 @@ class Session:
             passage.answer = answer[span]
         self.ready_at = time.monotonic()
 
+    def short_way(self) -> ShortWay | None:
+        """What could take it past the next stops in one call, made ready for that."""
+        if self._way is None or self._next == len(self._stops) or self.rows > SHORT_ROWS or not self._way.is_open:
+            return None
+        self._way.begin(self._step, self.rows, self._next)
+        return self._way
+
+    def went(self, way: ShortWay) -> None:
+        """It has been taken so far."""
+        self._next, now = way.passed, time.monotonic()
+        self.ready_at, self.waits_since = now if way.answered else None, now
+
     def left(self, x: np.ndarray) -> list:
         """The last message of a step: the residual stream of its rows, float32 [rows, dim]. Raises Unfit where it is
         not finite."""
@@ -167,4 +183,4 @@ def _encoded(rows: Rows | Targets, values: np.ndarray) -> np.ndarray:
     try:
         return rows.encode(values)
     except ValueError:
-        raise Unfit("its values make the model's overflow") from None
+        raise Unfit(OVERFLOW) from None

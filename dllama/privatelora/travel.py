@@ -43,9 +43,9 @@ class Targets:
         self._count, self._rank = count, rank
         self._tag, self._row_bytes = self._rows.tag, self._rows.row_bytes
         self._with = np.array(picked, np.int64), rank, np.zeros(padded(self._rows.width), np.float32)
-        data, values = np.frombuffer(b"", np.uint8), np.zeros((2, 2, 2), np.float32)[:, :, :1]
+        values = np.zeros((2, 2, 2), np.float32)[:, :, :1]
         self._pack = compiled(pack, self._tag, values, *self._with, np.empty(0, np.uint8))
-        self._unpack = compiled(unpack, self._tag, data, values, *self._with)
+        self._unpack = compiled(unpack, self._tag, 0, values, *self._with)
 
     def encode(self, values: np.ndarray) -> np.ndarray:
         """float32 [rows, count, rank at least] as bytes, uint8. ValueError for a value that is not finite."""
@@ -60,6 +60,6 @@ class Targets:
         data = np.frombuffer(payload, np.uint8)
         self._rows.check(data, rows)
         values = np.zeros((rows, self._count, self._rank), np.float32)
-        if not self._unpack(self._tag, data, values, *self._with):
+        if not self._unpack(self._tag, data.ctypes.data, values, *self._with):
             raise ValueError("a value that is infinite or no number")
         return values

@@ -21,11 +21,11 @@ def packed(form, values, picked, rank) -> tuple[bool, np.ndarray]:
 
 
 def unpacked(form, raw, values, picked, rank) -> bool:
-    return unpack(form, raw.ravel(), values, np.array(picked), rank, one_row(picked, rank))
+    return unpack(form, raw.ctypes.data, values, np.array(picked), rank, one_row(picked, rank))
 
 
 def one_row(picked, rank) -> np.ndarray:
-    return np.zeros(-(-len(picked) * rank // 32) * 32, np.float32)
+    return np.full(-(-len(picked) * rank // 32) * 32, 9, np.float32)
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)

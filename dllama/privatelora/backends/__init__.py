@@ -7,10 +7,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from dllama.cluster.listener import Peer
 from dllama.errors import DllamaError
-from dllama.formats import ModelConfig
+from dllama.formats import FloatType, ModelConfig
 from dllama.privatelora.adapter import CloudAdapter
 from dllama.privatelora.passage import Passage, Stop
+from dllama.privatelora.shape import AdapterShape
+from dllama.privatelora.short_way import ShortWay
 
 
 class Restarted(DllamaError):
@@ -61,3 +64,9 @@ class Backend(Protocol):
 
     def finish(self, passages: Sequence[Passage], came_from: Stop | int, layer: int) -> list[np.ndarray]:
         """Takes them on to the end, in front of a layer: the residual stream of each, float32 [rows, dim]."""
+
+    def short_way(self, stops: Sequence[Stop], shape: AdapterShape, form: FloatType, peer: Peer) -> ShortWay | None:
+        """What takes a passage of one edge past many stops in one call; None where there is no such thing."""
+
+    def go(self, passages: Sequence[Passage], came_from: Stop | int, way: ShortWay) -> None:
+        """Takes an edge's passages on by its short way, which says how far they came."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from typing import Protocol
 from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 
+from dllama.cluster.listener import Peer
 from dllama.engine.adapter_weights import NUMBERS
 from dllama.engine.halves import DOWN, LEAVE, N_TARGETS, OUT, UP, run_halves
 from dllama.engine.kv_cache import KVCache
@@ -16,12 +18,17 @@ from dllama.engine.shape import NodeShape
 from dllama.engine.stages import ROW
 from dllama.engine.weights import Source
 from dllama.engine.workspace import ALWAYS, Workspace
+from dllama.formats import FloatType
 from dllama.kernels import jit, tags
 from dllama.kernels.jit import compiled
+from dllama.kernels.libzmq import AVAILABLE
+from dllama.kernels.talk import example
 from dllama.kernels.team import Team
 from dllama.privatelora.adapter import CloudAdapter
 from dllama.privatelora.frozen_weights import FrozenWeights
 from dllama.privatelora.passage import Passage, Stop
+from dllama.privatelora.shape import AdapterShape
+from dllama.privatelora.short_way import ShortWay
 
 SPLIT = {OUT: "o", DOWN: "down"}
 """Products of whose inputs the nodes of a cluster have a part each, and their targets: so A·x and the product are
@@ -61,8 +68,9 @@ class CpuBackend(Workspace):
         form = tags.F32 if act is tags.F32 else tags.F16
         self._frozen = FrozenWeights(config, form, slices)
         self._with = self.weights.layers, self.weights.experts, self._frozen.records, form
+        self._silent = None if slices is not None else example()  # nobody talks to a node of a cluster
         self._table_now = np.zeros(1, ROW)
-        self._run_halves = compiled(run_halves, 0, *self._args(), 0, 0)
+        self._run_halves = compiled(run_halves, 0, *self._args(self._silent), 0, 0)
         parts = (OUT, UP) if config.arch.has_experts else (OUT, DOWN)
         self._parts = {2 * product + 1 for product in parts}  # halves of a layer that leave a part of a sum in y
         self._here: list[tuple[ref[Passage], slice]] = []  # whose values the buffers hold, and in which rows
@@ -101,7 +109,7 @@ class CpuBackend(Workspace):
         sums: Sums | None = None,
     ) -> None:
         first, last = self._begin(passages, came_from), _half(to)
-        args = self._args()
+        args = self._args(self._silent)
         with self.team.led(self._run_halves, *args, 0, ALWAYS):
             self._work(args, first, last + 1, sums)
             if sums is not None and to.product in SPLIT:
@@ -115,15 +123,30 @@ class CpuBackend(Workspace):
         self, passages: Sequence[Passage], came_from: Stop | int, layer: int, sums: Sums | None = None
     ) -> list[np.ndarray]:
         first = self._begin(passages, came_from)
-        args = self._args()
+        args = self._args(self._silent)
         with self.team.led(self._run_halves, *args, 0, ALWAYS):
             self._work(args, first, 8 * layer, sums)
             self._run_halves(0, *args, LEAVE + layer, LEAVE + layer + 1)
         self._here = []
         return [self._x[span, : self.config.dim].copy() for span in _spans(passages)]
 
-    def _args(self) -> tuple:
-        return *self._formats, self._step, *self._with, self._table_now
+    def short_way(self, stops: Sequence[Stop], shape: AdapterShape, form: FloatType, peer: Peer) -> ShortWay | None:
+        if self._silent is None or not AVAILABLE:
+            return None
+        return ShortWay(stops, shape, form, peer, self._low, blocks=self.team.nthreads == 1)
+
+    def go(self, passages: Sequence[Passage], came_from: Stop | int, way: ShortWay) -> None:
+        first = self._begin(passages, came_from)
+        args = self._args(way.arguments)
+        with self.team.led(self._run_halves, *args, 0, ALWAYS):
+            self._run_halves(0, *args, first, _half(way.stops[-1]) + 2)
+        for passage, span in zip(passages, _spans(passages), strict=True):
+            passage.state = way.at.product, None
+            if way.answered:  # it is put away with the passage, should another be first
+                passage.answer = self._low[span, : N_TARGETS[way.at.product], : way.shape.r_d2c].copy()
+
+    def _args(self, talk: tuple | None) -> tuple:
+        return *self._formats, self._step, *self._with, talk, self._table_now
 
     def _work(self, args: tuple, first: int, last: int, sums: Sums | None) -> None:
         """Halves ``first`` up to ``last``, and the sums over all nodes of what they leave parts of."""
@@ -185,5 +208,5 @@ def _half(stop: Stop) -> int:
 
 def _spans(passages: Sequence[Passage]) -> list[slice]:
     """The rows of each."""
-    ends = np.cumsum([len(passage.places) for passage in passages])
-    return [slice(int(end) - len(passage.places), int(end)) for passage, end in zip(passages, ends, strict=True)]
+    ends = list(accumulate(len(passage.places) for passage in passages))
+    return [slice(end - len(passage.places), end) for passage, end in zip(passages, ends, strict=True)]
