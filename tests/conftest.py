@@ -1,5 +1,6 @@
 """Settings for every test."""
 
+import gc
 import signal
 
 from hypothesis import HealthCheck, settings
@@ -10,3 +11,10 @@ settings.load_profile("dllama")
 
 # A shell's background job is started with SIGINT ignored, and its children inherit that; the tests of Ctrl-C need it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """What the imports have left stays to the end: with torch and the tests themselves a million objects, which every
+    full collection would go through again for half a second, and some tests ask for several of them."""
+    gc.collect()
+    gc.freeze()
