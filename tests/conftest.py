@@ -1,6 +1,7 @@
 """Settings for every test."""
 
 import gc
+import os
 import signal
 
 from hypothesis import HealthCheck, settings
@@ -8,6 +9,10 @@ from hypothesis import HealthCheck, settings
 # Machines that run the tests may be slow or busy: how long an example takes says nothing about the code.
 settings.register_profile("dllama", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("dllama")
+
+# The tests' models are so small that a second thread of torch or BLAS costs more than it brings, and where something
+# else runs on the machine the threads wait for each other, up to thirty times as long. Read when these are imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A shell's background job is started with SIGINT ignored, and its children inherit that; the tests of Ctrl-C need it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
