@@ -1,5 +1,7 @@
 """Settings for every test."""
 
+import gc
+import os
 import signal
 
 from hypothesis import HealthCheck, settings
@@ -8,5 +10,16 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("dllama", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("dllama")
 
+# The tests' models are so small that a second thread of torch or BLAS costs more than it brings, and where something
+# else runs on the machine the threads wait for each other, up to thirty times as long. Read when these are imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # A shell's background job is started with SIGINT ignored, and its children inherit that; the tests of Ctrl-C need it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """What the imports have left stays to the end: with torch and the tests themselves a million objects, which every
+    full collection would go through again for half a second, and some tests ask for several of them."""
+    gc.collect()
+    gc.freeze()

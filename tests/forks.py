@@ -3,4 +3,6 @@
 import multiprocessing
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["__main__", "dllama.cli", "dllama.llama", "dllama.cluster.root", "dllama.cluster.worker"])
+FORKS.set_forkserver_preload(
+    ["__main__", "dllama.cli", "dllama.llama", "dllama.cluster.root", "dllama.cluster.worker", "tests.preloaded"]
+)

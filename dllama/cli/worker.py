@@ -181,6 +181,7 @@ def worker(
             memory=None if memory is None else int(memory),
             model=model,
             cache=SliceCache(limit=None if cache_limit is None else int(cache_limit), notify=progress.say),
+            measured=parent_fd is None,  # a root that starts workers of its own has ratios
         )
         served = Worker(settings, progress.say, progress)
         does = f"{threads} threads"

@@ -195,7 +195,8 @@ class Crew:
 
     def _nodes(self, by_speed: bool) -> list[NodeSpec]:
         """The nodes at hand. To measure this one's speed takes a while, and is left until shares go by speed. Until
-        then the others' say nothing either."""
+        then the others' say nothing either, nor do they where a local worker was not measured."""
+        by_speed = by_speed and all(worker.spec.read_speed for worker in self._recruits)
         if by_speed and self._spec.read_speed is None:
             self._spec = replace(self._spec, read_speed=read_speed(self._team))
         workers = [worker.spec for worker in self._recruits]

@@ -89,6 +89,7 @@ class _Planner:
 
     def __init__(self, empty: Plan, weights: dict[NodeSpec, float], fixed: bool):
         self._empty, self._weights, self._fixed = empty, weights, fixed
+        self._tried: dict[frozenset[NodeSpec], Plan | None] = {}
 
     def plan(self) -> Plan:
         deal_heads(self._empty.config, list(self._weights.values()))  # too many nodes are an error, however slow
@@ -149,11 +150,15 @@ class _Planner:
         with_it, without = (1000 * p.step_seconds() for p in (larger, plan))
         return f"it is too slow to help: a token takes {with_it:.1f} ms with it, {without:.1f} ms without"
 
-    def _try(self, nodes: Collection[NodeSpec]) -> Plan | None:
-        try:
-            return self._over(nodes)
-        except (PlanError, NoShare):
-            return None
+    def _try(self, nodes: Iterable[NodeSpec]) -> Plan | None:
+        """The plan over these nodes, None where there is none. The search comes by most of them more than once."""
+        nodes = frozenset(nodes)
+        if nodes not in self._tried:
+            try:
+                self._tried[nodes] = self._over(nodes)
+            except (PlanError, NoShare):
+                self._tried[nodes] = None
+        return self._tried[nodes]
 
     def _over(self, nodes: Collection[NodeSpec]) -> Plan:
         """The plan over exactly these nodes, the root first as ever."""

@@ -75,9 +75,6 @@ class Share:
 
         Column slices of quantised tensors begin and end between blocks. Only the root has rows of the embedding.
         """
-        return {kind.tensor.name: self._slice(kind.tensor) for kind in tensor_kinds(self.config)}
-
-    def _slice(self, tensor: TensorInfo) -> Slice:
         heads, kv_heads = self._head_values(self.heads), self._head_values(self.kv_heads)
         rows = {
             "embedding": range(self.config.vocab_size if self.is_root else 0),
@@ -87,7 +84,11 @@ class Share:
             "output": self.vocab,
         }
         columns = {"o": heads, "w2": self.hidden}
-        return Slice(rows.get(tensor.name, range(tensor.rows)), columns.get(tensor.name, range(tensor.columns)))
+        kinds = {kind.tensor.name: kind.tensor for kind in tensor_kinds(self.config)}
+        return {
+            name: Slice(rows.get(name, range(tensor.rows)), columns.get(name, range(tensor.columns)))
+            for name, tensor in kinds.items()
+        }
 
     def _head_values(self, heads: range) -> range:
         return range(heads.start * self.config.head_dim, heads.stop * self.config.head_dim)

@@ -46,6 +46,7 @@ class WorkerSettings:
     memory: int | None = None
     model: str | os.PathLike | None = None
     cache: SliceCache | None = None
+    measured: bool = True
 
 
 class Worker:
@@ -66,7 +67,7 @@ class Worker:
         self._digest = model and model_digest(model, partial(progress, "reading the model"))
         self._listener = Listener(settings.host, settings.port, settings.key, log=notify)
         self._team = Team(settings.nthreads)
-        self._speed = read_speed(self._team)
+        self._speed = read_speed(self._team) if settings.measured else None
         self._desk = Desk(self._listener, self._welcome, notify)
         cache = settings.cache or SliceCache(notify=notify)
         self._preparation = Preparation(

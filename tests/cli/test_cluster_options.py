@@ -172,9 +172,13 @@ def children(process) -> list[int]:
 
 
 def ended(pid: int) -> bool:
-    """Whether a process ends within a few seconds."""
+    """Whether a process ends within a few seconds. Its entry stays until init looks for it, which may be a while."""
     for _ in range(100):
-        if not Path(f"/proc/{pid}").exists():
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        if state == "Z":
             return True
         time.sleep(0.05)
     return False

@@ -7,6 +7,8 @@ import pytest
 
 from dllama import Llama, SamplerSettings
 from dllama.cluster.local import local_workers
+from dllama.cluster.recruit import dismiss, recruit
+from dllama.cluster.settings import ClusterSettings
 from dllama.errors import ClusterError
 
 
@@ -36,6 +38,20 @@ def test_they_share_the_free_memory(monkeypatch):
     monkeypatch.setenv("DLLAMA_MEMORY_LIMIT", "900000000")
     with local_workers(2, nthreads=1) as settings, Llama(nthreads=1, cluster=settings) as llama:
         assert [node.memory for node in llama.plan.nodes[1:]] == [300_000_000] * 2
+
+
+def test_they_are_not_measured():
+    with local_workers(1, nthreads=1) as settings:
+        (worker,), errors = recruit(settings.workers, settings.key, bytes(16), 10.0)
+        dismiss([worker])
+    assert worker.spec.read_speed is None and not errors
+
+
+def test_nodes_that_were_not_measured_go_by_their_threads_where_there_are_no_ratios(workers):
+    first, second = workers(1, measured=False)[0], workers(1)[0]
+    with Llama(nthreads=2, cluster=ClusterSettings((first.address, second.address), None)) as llama:
+        assert [node.read_speed for node in llama.plan.nodes] == [None] * 3
+        assert [len(share.heads) for share in llama.plan.shares] == [8, 4, 4]
 
 
 def test_they_end_with_an_error_in_the_block_too():

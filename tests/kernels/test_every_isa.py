@@ -6,6 +6,8 @@ An instruction set is chosen once for a process, so each has one of its own.
 import os
 import subprocess
 import sys
+import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -32,15 +34,24 @@ def others() -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("name", others())
-def test_kernels_of(name):
+@pytest.fixture(scope="module")
+def runs():
+    """All of them at once: most of a run is its compiler, which takes one core."""
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--no-header", str(FOLDER)]
-    run = subprocess.run(
-        command,
-        env={**os.environ, "DLLAMA_KERNELS": name},
-        cwd=FOLDER.parents[1],
-        capture_output=True,
-        text=True,
-        timeout=TEN_MINUTES,
-    )
-    assert run.returncode == 0, f"{name}:\n{run.stdout}\n{run.stderr}"
+    with ExitStack() as stack:
+        started = {}
+        for name in others():
+            output = stack.enter_context(tempfile.TemporaryFile("w+"))
+            environment = {**os.environ, "DLLAMA_KERNELS": name}
+            process = subprocess.Popen(command, env=environment, cwd=FOLDER.parents[1], stdout=output, stderr=output)
+            started[name] = stack.enter_context(process), output
+            stack.callback(process.kill)
+        yield started
+
+
+@pytest.mark.parametrize("name", others())
+def test_kernels_of(runs, name):
+    process, output = runs[name]
+    status = process.wait(TEN_MINUTES)
+    output.seek(0)
+    assert status == 0, f"{name}:\n{output.read()}"
