@@ -1,4 +1,4 @@
-"""A stop of PrivateLoRA at the cloud in one piece: A·x goes to an edge, and its answer is taken in.
+"""A stop of PrivateLoRA at the cloud in one piece: A·x goes to edges, and their answers are taken in.
 
 The weights that are read between two stops sweep everything else out of the caches: what Python runs through for a
 message takes several times as long as the message itself.
@@ -16,21 +16,25 @@ from dllama.kernels.stop import pack, unpack
 FORMS = (tags.F32, tags.F16, tags.Q80)
 """Values travel in one of these, which is known by its place here."""
 
-DONE, LATE, OTHER, UNFIT, LONG = range(5)
-"""Why a talk stops: all stops are behind it; the answer does not come in time; a message is something else, or not fit
-to be one; A·x is not fit to be sent; it has gone on for long enough, and the last answer is there."""
+WAITED_FOR, ANSWERED, UNFIT = range(3)
+"""Where an edge is: its answer is awaited, or there; or its A·x is not fit to be sent."""
 
 STOP = np.dtype([(name, np.int64) for name in ("half", "layer", "product", "first", "count")])
 """The half that makes its A·x, and the targets that travel: where in ``picked`` they are."""
-TALK = np.dtype(
-    [(name, np.int64) for name in ("next", "stop", "form", "rows", "r_c2d", "r_d2c", "socket", "id", "id_bytes")]
-    + [(name, np.int64) for name in ("low", "low_bytes", "answer", "answer_bytes", "frames", "count")]
-    + [(name, np.int64) for name in ("clock", "until_ns", "spin_ns", "usual_ns", "waited_ns", "blocks")]
+EDGE = np.dtype(
+    [(name, np.int64) for name in ("state", "first_row", "rows", "form", "r_c2d", "r_d2c", "id", "id_bytes")]
+    + [(name, np.int64) for name in ("low", "low_bytes", "answer", "answer_bytes")]
 )
-"""The stop that comes next, and why the talk has stopped; a place in FORMS; rows; the ranks; where messages come and
-go, and the edge's routing id; what the headers of both messages begin with, and room for the rest; room for frames, and
-how many there are; which clock, and when the talk has gone on for long enough; how long to ask for an answer again and
-again, how long it usually takes, and how long all have taken; whether the system may be asked to wait for it."""
+"""An edge: its rows in the batch; a place in FORMS; the ranks; the routing id; what the headers of both messages begin
+with, and room for the rest."""
+TALK = np.dtype(
+    [(name, np.int64) for name in ("told", "count", "socket", "frames", "clock", "until_ns")]
+    + [(name, np.int64) for name in ("spin_ns", "usual_ns", "patience_ns", "waited_ns", "blocks")]
+)
+"""What edges share: the last stop that they were told of; how many frames a message has that is none of the answers, or
+not fit to be one, and 0 where none came; where messages come and go, and room for the frames of one; which clock, and
+when the talk has gone on for long enough; how long to ask for an answer again and again, how long it usually takes, for
+how long one edge waits for others, and how long all waiting has taken; whether the system may be asked to wait."""
 
 
 @jit
@@ -66,82 +70,112 @@ def _numbered(prefix, nbytes, stop):
 
 
 @jit
-def _tell(api, talk, stop, low, picked, room, out):
-    """A·x to the edge; False where it is not fit. Whether the edge is still there others find out."""
-    rank = talk.r_c2d
-    if not _pack(talk.form, low[: talk.rows], picked[stop.first : stop.first + stop.count], rank, room, out):
+def _tell(api, talk, edge, stop, low, picked, room, out):
+    """A·x to an edge; False where it is not fit. Whether the edge is still there others find out."""
+    rank, values = edge.r_c2d, low[edge.first_row : edge.first_row + edge.rows]
+    if not _pack(edge.form, values, picked[stop.first : stop.first + stop.count], rank, room, out):
         return False
-    function, header = api[0].zmq_send, _numbered(talk.low, talk.low_bytes, stop)
-    if send(function, talk.socket, talk.id, talk.id_bytes, MORE) >= 0:
-        send_on(function, talk.socket, talk.low, header, MORE)
-        send_on(function, talk.socket, out.ctypes.data, talk.rows * _row_bytes(talk.form, stop.count * rank), NOBLOCK)
+    function, header = api[0].zmq_send, _numbered(edge.low, edge.low_bytes, stop)
+    if send(function, talk.socket, edge.id, edge.id_bytes, MORE) >= 0:
+        send_on(function, talk.socket, edge.low, header, MORE)
+        send_on(function, talk.socket, out.ctypes.data, edge.rows * _row_bytes(edge.form, stop.count * rank), NOBLOCK)
     return True
 
 
 @jit
-def _heard(api, talk, talks):
-    """A message of any kind in the frames, if one comes in time: how many frames. It asks as `trade` does."""
-    waits = talk.blocks and talk.usual_ns >= talk.spin_ns
-    start = nanoseconds(talk.clock)
+def _heard(api, talks, start, alone):
+    """A message of any kind in the frames, if one comes in time: how many frames. For one edge it asks as `trade`
+    does."""
+    talk = talks[0]
+    spins = not alone or talk.usual_ns < talk.spin_ns
+    limit = talk.spin_ns if alone else talk.patience_ns
+    waits = alone and talk.blocks and not spins
     while True:
         count = message(api, talk.socket, talk.frames, 0 if waits else NOBLOCK)
         spent = nanoseconds(talk.clock) - start
-        if count or waits or (talk.usual_ns >= talk.spin_ns and not talk.blocks):
+        if count or waits:
             break
-        if spent < talk.spin_ns:
+        if spins and spent < limit:
             sched_yield()
-        elif talk.blocks:
+        elif alone and talk.blocks:
             waits = True
         else:
             break
-    talks[0].waited_ns += spent
-    spent = min(spent, 2 * talk.spin_ns) if count else 2 * talk.spin_ns
-    talks[0].usual_ns += (spent - talk.usual_ns) // 16
+    if alone:
+        usual = min(spent, 2 * talk.spin_ns) if count else 2 * talk.spin_ns
+        talks[0].usual_ns += (usual - talk.usual_ns) // 16
     return count
 
 
 @jit
-def _is_answer(api, talk, stop, nbytes, count):
+def _is_answer(api, talk, edge, stop, count):
+    """Whether the message in the frames is the answer that an edge owes."""
     size, data = api[0].zmq_msg_size, api[0].zmq_msg_data
     header, payload = talk.frames + FRAME_BYTES, talk.frames + 2 * FRAME_BYTES
-    if count != 3 or of_frame(size, talk.frames) != talk.id_bytes or of_frame(size, payload) != nbytes:
+    if count != 3 or edge.state != WAITED_FOR or of_frame(size, talk.frames) != edge.id_bytes:
         return False
-    expected = _numbered(talk.answer, talk.answer_bytes, stop)
-    if of_frame(size, header) != expected or not same(of_frame(data, header), talk.answer, expected):
+    if not same(of_frame(data, talk.frames), edge.id, edge.id_bytes):
         return False
-    return same(of_frame(data, talk.frames), talk.id, talk.id_bytes)
+    expected = _numbered(edge.answer, edge.answer_bytes, stop)
+    if of_frame(size, header) != expected or not same(of_frame(data, header), edge.answer, expected):
+        return False
+    return of_frame(size, payload) == edge.rows * _row_bytes(edge.form, stop.count * edge.r_d2c)
+
+
+@jit
+def _take(api, talk, edges, stop, count, low, picked, room):
+    """Takes in an answer; False where the message is none, or not fit."""
+    for i in range(len(edges)):
+        edge = edges[i]
+        if _is_answer(api, talk, edge, stop, count):
+            data = of_frame(api[0].zmq_msg_data, talk.frames + 2 * FRAME_BYTES)
+            values, chosen = low[edge.first_row : edge.first_row + edge.rows], picked[stop.first :][: stop.count]
+            if not _unpack(edge.form, data, values, chosen, edge.r_d2c, room):
+                return False
+            edges[i].state = ANSWERED
+            return True
+    return False
+
+
+@jit
+def _hear(api, talks, edges, stop, low, picked, room):
+    """Takes in all answers; False where one does not come in time, or something else does."""
+    awaited = 0
+    for i in range(len(edges)):
+        if edges[i].state == UNFIT:
+            return False
+        awaited += edges[i].state == WAITED_FOR
+    start = nanoseconds(talks[0].clock)
+    while awaited:
+        count = _heard(api, talks, start, len(edges) == 1)
+        if not count or not _take(api, talks[0], edges, stop, count, low, picked, room):
+            talks[0].count = count
+            break
+        awaited -= 1
+    talks[0].waited_ns += nanoseconds(talks[0].clock) - start
+    return awaited == 0
 
 
 @jit
 def talk_at(half, arguments):
-    """What there is to say behind a half: A·x, or the answer to take in. Whether the talk stops there; before its first
-    and after its last stop there is nothing to say."""
-    api, stops, talks, picked, low, room, out = arguments
+    """What there is to say behind a half: A·x, or the answers to take in. Whether the talk stops there, always behind a
+    product. Where no stop is there is nothing to say."""
+    api, stops, talks, edges, picked, low, room, out = arguments
     talk = talks[0]
-    if talk.next >= len(stops):
-        return False
-    stop = stops[talk.next]
-    if half == stop.half:
-        talks[0].stop = UNFIT
-        return not _tell(api, talk, stop, low, picked, room, out)
-    if half != stop.half + 1:
-        return False
-    nbytes = talk.rows * _row_bytes(talk.form, stop.count * talk.r_d2c)
-    count = _heard(api, talk, talks)
-    talks[0].count, talks[0].stop = count, OTHER if count else LATE
-    if not count or not _is_answer(api, talk, stop, nbytes, count):
-        return True
-    data = of_frame(api[0].zmq_msg_data, talk.frames + 2 * FRAME_BYTES)
-    chosen = picked[stop.first : stop.first + stop.count]
-    if not _unpack(talk.form, data, low[: talk.rows], chosen, talk.r_d2c, room):
-        return True
-    talks[0].next += 1
-    talks[0].stop = LONG if talks[0].next < len(stops) else DONE
-    return talks[0].stop == LONG and nanoseconds(talk.clock) > talk.until_ns
+    if talk.told + 1 < len(stops) and half == stops[talk.told + 1].half:
+        talks[0].told += 1
+        for i in range(len(edges)):
+            fit = _tell(api, talk, edges[i], stops[talk.told], low, picked, room, out)
+            edges[i].state = WAITED_FOR if fit else UNFIT
+    elif 0 <= talk.told < len(stops) and half == stops[talk.told].half + 1:
+        if not _hear(api, talks, edges, stops[talk.told], low, picked, room):
+            return True
+        return talk.told + 1 < len(stops) and nanoseconds(talk.clock) > talk.until_ns
+    return False
 
 
 def example() -> tuple:
     """Arguments of the types that `talk_at` gets; nothing is said with them."""
     low = np.zeros((1, 1, 2), np.float32)[:, :, :1]  # part of a larger array
     room, out = np.zeros(1, np.float32), np.zeros(1, np.uint8)
-    return API, np.zeros(0, STOP), np.zeros(1, TALK), np.zeros(1, np.int64), low, room, out
+    return API, np.zeros(0, STOP), np.zeros(1, TALK), np.zeros(1, EDGE), np.zeros(1, np.int64), low, room, out

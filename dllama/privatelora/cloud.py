@@ -32,7 +32,7 @@ from dllama.privatelora.passes import aside, take_on
 from dllama.privatelora.schedule import Costs, choose
 from dllama.privatelora.session import OVERFLOW, Session, Unfit, adapter_of
 from dllama.privatelora.settings import BUSY
-from dllama.privatelora.short_way import SHORT_ROWS, ShortWay
+from dllama.privatelora.short_way import SHORT_ROWS, EdgeTalk, ShortWay
 
 MOST_MESSAGES = 256
 """That are taken in before something is run again, however fast they come."""
@@ -100,6 +100,8 @@ class Cloud:
         self._openings: dict[Peer, _Opening] = {}
         self._sessions: dict[Peer, Session] = {}
         self._adapters: dict[tuple[str, range], list] = {}  # the backend's number, and how many sessions use it
+        self._talking: tuple[EdgeTalk, ...] = ()  # whose way it is
+        self._way: ShortWay | None = None
         self._costs = Costs()
         self._loader = ThreadPoolExecutor(1, "dllama-loader")  # of the model, then of adapters
         self._worker = ThreadPoolExecutor(1, "dllama-pass")
@@ -126,11 +128,13 @@ class Cloud:
         """Takes in what has come, and runs what can be run; waits at most so many seconds for something to do."""
         group, wait = choose(list(self._sessions.values()), self._costs, time.monotonic())
         if group:
-            way = group[0].short_way() if self._is_alone(group[0]) else None
+            group = group[:1] if time.monotonic() < self._alone_until else group
+            group = sorted(group, key=lambda session: session.number)  # the same edges, the same batch
+            way = self._short_way(group)
             if way is not None:
-                self._go(group[0], way)
+                self._go(group, way)
             else:
-                self._run(group[:1] if time.monotonic() < self._alone_until else group)
+                self._run(group)
             wait = 0.0
         looking = LOOK_MS / 1000 if self._openings else IDLE_SECONDS if self._greeted else None
         limits = [wait, timeout, looking, self._patience()]
@@ -298,7 +302,6 @@ class Cloud:
 
     def _run(self, group: Sequence[Session]) -> None:
         """One pass, up to the next stop or to the end."""
-        group = sorted(group, key=lambda session: session.number)  # the same edges, the same batch
         peers = {session: peer for peer, session in self._sessions.items()}
 
         unfit: list[tuple[Peer, str]] = []
@@ -328,12 +331,7 @@ class Cloud:
             self._begin_anew(error)
             return
         except (DllamaError, MemoryError) as error:
-            reason = str(error) or "not enough memory"
-            if len(group) > 1:  # each may be fine by itself
-                self._alone_until = time.monotonic() + ALONE_SECONDS
-                reason = f"{BUSY}: a pass for {len(group)} edges has failed: {reason}"
-            for session in group:
-                self._refuse(peers[session], reason)
+            self._give_up(group, error)
             return
         seconds = time.perf_counter() - start
         self._costs.passed(seconds)
@@ -345,31 +343,52 @@ class Cloud:
         for peer, reason in unfit:
             self._refuse(peer, reason)
 
-    def _is_alone(self, session: Session) -> bool:
-        """Whether nothing is to be done for another edge for a while."""
+    def _short_way(self, group: Sequence[Session]) -> ShortWay | None:
+        """What could take them on in one call: where nothing is to be done for other edges for a while."""
         recent = time.monotonic() - self._costs.step_seconds
-        others = [other for other in self._sessions.values() if other is not session]
-        busy = self._kept or self._openings or any(other.passages or other.left_at > recent for other in others)
-        return not busy and self._costs.pass_seconds < BEAT_SECONDS / 4
+        others = [other for other in self._sessions.values() if other not in group]
+        if self._kept or self._openings or any(other.passages or other.left_at > recent for other in others):
+            return None
+        if sum(session.rows for session in group) > SHORT_ROWS or self._costs.pass_seconds > BEAT_SECONDS / 4:
+            return None
+        edges = tuple(session.talk() for session in group)
+        if None in edges or any(edge.path != edges[0].path for edge in edges):
+            return None
+        if edges != self._talking:
+            self._talking, self._way = edges, self._backend.short_way(edges)
+        self._way.begin(group[0].passed, self._costs.pass_seconds)
+        return self._way
 
-    def _go(self, session: Session, way: ShortWay) -> None:
-        """An edge's way past some stops."""
+    def _go(self, group: Sequence[Session], way: ShortWay) -> None:
+        """Past some stops."""
+        peers = {session: peer for peer, session in self._sessions.items()}
         start, before = time.perf_counter(), way.passed
         try:
-            self._backend.go(session.passages, session.came_from, way)
+            self._backend.go([passage for s in group for passage in s.passages], group[0].came_from, way)
         except (DllamaError, MemoryError) as error:
-            self._refuse(way.peer, str(error) or "not enough memory")
+            self._give_up(group, error)
             return
         seconds = time.perf_counter() - start - way.waited
         self._costs.passed(seconds / max(1, way.passed - before))
-        session.seconds += seconds
-        session.went(way)
-        if not way.is_fit:
-            self._refuse(way.peer, OVERFLOW)
-        frames = way.other()
+        for session, answered, unfit in zip(group, way.answered, way.unfit, strict=True):
+            session.seconds += seconds
+            session.went(way.passed, answered)
+            if unfit:
+                self._refuse(peers[session], OVERFLOW)
+        frames = way.other
         received = frames and self._listener.understand(frames)
         if received:
             self._take(*received)
+
+    def _give_up(self, group: Sequence[Session], error: Exception) -> None:
+        """A pass has failed."""
+        reason = str(error) or "not enough memory"
+        if len(group) > 1:  # each may be fine by itself
+            self._alone_until = time.monotonic() + ALONE_SECONDS
+            reason = f"{BUSY}: a pass for {len(group)} edges has failed: {reason}"
+        peers = {session: peer for peer, session in self._sessions.items()}
+        for session in group:
+            self._refuse(peers[session], reason)
 
     def _talk(self) -> None:
         """In the middle of a pass."""

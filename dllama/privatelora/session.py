@@ -16,7 +16,7 @@ from dllama.privatelora.adapter import CloudAdapter
 from dllama.privatelora.backends import Backend
 from dllama.privatelora.passage import PRODUCTS, Passage, Stop, most_rows, spans, stops
 from dllama.privatelora.shape import AdapterShape
-from dllama.privatelora.short_way import SHORT_ROWS, ShortWay
+from dllama.privatelora.short_way import EdgeTalk
 from dllama.privatelora.travel import Rows, Targets
 
 MOST_SEQUENCES = 256
@@ -72,7 +72,7 @@ class Session:
             picked = [i for i, target in enumerate(names) if target in self._shape.targets]
             self._low[product] = Targets(form, picked, len(names), self._shape.r_c2d)
             self._answers[product] = Targets(form, picked, len(names), self._shape.r_d2c)
-        self._way = backend.short_way(self._stops, self._shape, form, peer) if self._stops else None
+        self._talk = EdgeTalk(self._stops, self._shape, form, peer) if self._stops and backend.has_short_ways else None
         self._sequences: dict[int, object] = {}
         self._step = self._next = 0
         self._wanted: Sequence[int] = ()
@@ -148,17 +148,22 @@ class Session:
             passage.answer = answer[span]
         self.ready_at = time.monotonic()
 
-    def short_way(self) -> ShortWay | None:
-        """What could take it past the next stops in one call, made ready for that."""
-        if self._way is None or self._next == len(self._stops) or self.rows > SHORT_ROWS or not self._way.is_open:
-            return None
-        self._way.begin(self._step, self.rows, self._next)
-        return self._way
+    @property
+    def passed(self) -> int:
+        """Stops that A·x has been sent at."""
+        return self._next
 
-    def went(self, way: ShortWay) -> None:
-        """It has been taken so far."""
-        self._next, now = way.passed, time.monotonic()
-        self.ready_at, self.waits_since = now if way.answered else None, now
+    def talk(self) -> EdgeTalk | None:
+        """What compiled code has to know to take it past the next stops; None where there are none, or nobody."""
+        if self._talk is None or self._next == len(self._stops) or self._talk.peer.lost:
+            return None
+        self._talk.begin(self._step, self.rows)
+        return self._talk
+
+    def went(self, passed: int, answered: bool) -> None:
+        """It has been taken past so many stops, and has the answer of the last, or waits for it."""
+        self._next, now = passed, time.monotonic()
+        self.ready_at, self.waits_since = now if answered else None, now
 
     def left(self, x: np.ndarray) -> list:
         """The last message of a step: the residual stream of its rows, float32 [rows, dim]. Raises Unfit where it is

@@ -1,4 +1,4 @@
-"""An edge's way from stop to stop without Python: see `dllama.kernels.talk`."""
+"""The way of one edge, or of several together, from stop to stop without Python: see `dllama.kernels.talk`."""
 
 from __future__ import annotations
 
@@ -12,75 +12,98 @@ from dllama.cluster.listener import Peer
 from dllama.engine.weights import padded
 from dllama.formats import FloatType
 from dllama.kernels import libzmq, tags
-from dllama.kernels.talk import DONE, FORMS, LONG, OTHER, STOP, TALK, UNFIT
+from dllama.kernels.talk import ANSWERED, EDGE, FORMS, STOP, TALK, UNFIT
 from dllama.privatelora.passage import PRODUCTS, Stop
 from dllama.privatelora.shape import AdapterShape
 
 SHORT_ROWS = 16
-"""Rows of a step that may take it. A pass of more rows takes long, and is worked in a thread of its own."""
+"""Of all edges that may take it together. A pass of more rows takes long, and is worked in a thread of its own."""
 SECONDS = 0.25
 """After that the cloud looks round for others."""
 MAX_HEADER = 64
 
 
+class EdgeTalk:
+    """What compiled code has to know of an edge.
+
+    stops: all that it has;  shape: its adapter's;  form: in which its values travel
+    """
+
+    def __init__(self, stops: Sequence[Stop], shape: AdapterShape, form: FloatType, peer: Peer):
+        self.stops, self.shape, self.peer = list(stops), shape, peer
+        self.path = tuple(self.stops), tuple(shape.targets)  # edges go together if they have the same
+        self._id = np.frombuffer(peer.routing_id, np.uint8)
+        self._low, self._answer = (np.zeros(MAX_HEADER, np.uint8) for _ in range(2))
+        self.record = np.zeros(1, EDGE)
+        values = {
+            "form": FORMS.index(tags.BY_NAME[form.name.lower()]),
+            "r_c2d": shape.r_c2d,
+            "r_d2c": shape.r_d2c,
+            "id": self._id.ctypes.data,
+            "id_bytes": len(self._id),
+            "low": self._low.ctypes.data,
+            "answer": self._answer.ctypes.data,
+        }
+        for name, value in values.items():
+            self.record[name] = value
+
+    def begin(self, step: int, rows: int) -> None:
+        """Some rows of a step are about to go on."""
+        for room, name, kind in ((self._low, "low_bytes", wire.Low), (self._answer, "answer_bytes", wire.Answer)):
+            prefix = wire.unchecked(kind(step, 0, 0))[:-2]
+            room[: len(prefix)] = np.frombuffer(prefix, np.uint8)
+            self.record[name] = len(prefix)
+        self.record["rows"] = rows
+
+
 class ShortWay:
-    """Past the stops of one edge, as long as nothing else happens.
+    """Past the stops of some edges with one path, as long as nothing else happens; they have at most SHORT_ROWS rows.
 
     low: float32 [rows, targets, ranks], what the backend has A·x and answers in;  blocks: whether the thread may sleep
-    while it waits for an answer, since no other of the team waits for it
+    while it waits for an answer, since no other of the team waits with it
 
     arguments: those of `talk_at`
     """
 
-    def __init__(
-        self,
-        stops: Sequence[Stop],
-        shape: AdapterShape,
-        form: FloatType,
-        peer: Peer,
-        low: np.ndarray,
-        blocks: bool,
-    ):
-        self.stops, self.shape = list(stops), shape
-        self.peer, self._id = peer, np.frombuffer(peer.routing_id, np.uint8)
-        self._low, self._answer = (np.zeros(MAX_HEADER, np.uint8) for _ in range(2))
-        self._frames = libzmq.Frames()
-        picked = [[i for i, target in enumerate(names) if target in shape.targets] for names in PRODUCTS]
+    def __init__(self, edges: Sequence[EdgeTalk], low: np.ndarray, blocks: bool):
+        first = edges[0]
+        self.stops, (_, targets) = first.stops, first.path
+        picked = [[i for i, target in enumerate(names) if target in targets] for names in PRODUCTS]
         starts = np.cumsum([0, *map(len, picked)])
-        of_product = [(int(start), len(targets)) for start, targets in zip(starts, picked, strict=False)]
+        of_product = [(int(start), len(each)) for start, each in zip(starts, picked, strict=False)]
         records = [(8 * layer + 2 * product, layer, product, *of_product[product]) for layer, product in self.stops]
-        self._talks = np.zeros(1, TALK)
+        self._frames, self._talks = libzmq.Frames(), np.zeros(1, TALK)
         self._talk = talk = self._talks[0]
-        talk["form"] = FORMS.index(tags.BY_NAME[form.name.lower()])
-        talk["r_c2d"], talk["r_d2c"] = shape.r_c2d, shape.r_d2c
-        talk["socket"], talk["frames"] = peer.owner.socket.underlying, self._frames.place
-        talk["id"], talk["id_bytes"] = self._id.ctypes.data, len(self._id)
-        talk["low"], talk["answer"] = self._low.ctypes.data, self._answer.ctypes.data
+        talk["socket"], talk["frames"] = first.peer.owner.socket.underlying, self._frames.place
         talk["clock"], talk["spin_ns"], talk["blocks"] = time.CLOCK_MONOTONIC, int(1e9 * hub.SPIN_SECONDS), blocks
-        width = padded(max(map(len, picked)) * max(shape.r_c2d, shape.r_d2c))
+        self._edges, self._records = list(edges), np.zeros(len(edges), EDGE)
+        ranks = [rank for edge in edges for rank in (edge.shape.r_c2d, edge.shape.r_d2c)]
+        width = padded(max(map(len, picked)) * max(ranks))
         room, out = np.zeros(width, np.float32), np.zeros(4 * width * SHORT_ROWS, np.uint8)
         numbers = np.array([i for product in picked for i in product], np.int64)
-        self.arguments = libzmq.API, np.array(records, STOP), self._talks, numbers, low, room, out
+        stops = np.array(records, STOP)
+        self.arguments = libzmq.API, stops, self._talks, self._records, numbers, low, room, out
 
-    def begin(self, step: int, rows: int, passed: int) -> None:
-        """Before some rows of a step go on, so many stops being behind them."""
+    def begin(self, passed: int, patience: float) -> None:
+        """Behind so many stops; ``patience``: seconds that edges wait for each other at each."""
         talk = self._talk
-        for room, name, kind in ((self._low, "low", wire.Low), (self._answer, "answer", wire.Answer)):
-            prefix = wire.unchecked(kind(step, 0, 0))[:-2]
-            room[: len(prefix)] = np.frombuffer(prefix, np.uint8)
-            talk[f"{name}_bytes"] = len(prefix)
-        talk["rows"], talk["next"], talk["stop"], talk["waited_ns"] = rows, passed, LONG, 0
+        for i, edge in enumerate(self._edges):
+            self._records[i] = edge.record[0]
+        self._records["first_row"] = np.cumsum(self._records["rows"]) - self._records["rows"]
+        self._records["state"] = ANSWERED
+        talk["told"], talk["count"], talk["waited_ns"] = passed - 1, 0, 0
+        talk["patience_ns"] = int(1e9 * patience)
         talk["until_ns"] = time.monotonic_ns() + int(1e9 * SECONDS)
-
-    @property
-    def is_open(self) -> bool:
-        """Whether the edge is still there."""
-        return not self.peer.lost
 
     @property
     def passed(self) -> int:
         """Stops that A·x has been sent at."""
-        return int(self._talk["next"]) + (not self.answered and self.is_fit)
+        return int(self._talk["told"]) + 1
+
+    @property
+    def at(self) -> Stop:
+        """The last of these."""
+        return self.stops[int(self._talk["told"])]
 
     @property
     def waited(self) -> float:
@@ -88,20 +111,16 @@ class ShortWay:
         return int(self._talk["waited_ns"]) / 1e9
 
     @property
-    def at(self) -> Stop:
-        """The last stop that it has come to."""
-        return self.stops[int(self._talk["next"]) - self.answered]
+    def answered(self) -> list[bool]:
+        """Of each edge: whether its answer for that stop is there."""
+        return [state == ANSWERED for state in self._records["state"]]
 
     @property
-    def answered(self) -> bool:
-        """Whether the answer of that stop is there."""
-        return self._talk["stop"] in (DONE, LONG)
+    def unfit(self) -> list[bool]:
+        """Of each edge: whether its A·x could not be sent."""
+        return [state == UNFIT for state in self._records["state"]]
 
     @property
-    def is_fit(self) -> bool:
-        """Whether A·x of that stop could be sent."""
-        return self._talk["stop"] != UNFIT
-
     def other(self) -> list[libzmq.Frame] | None:
-        """The message that came in place of the answer, or as one that is not fit."""
-        return self._frames.first(int(self._talk["count"])) if self._talk["stop"] == OTHER else None
+        """The message that has ended the way: it is none of the answers, or not fit to be one."""
+        return self._frames.first(int(self._talk["count"])) if self._talk["count"] else None

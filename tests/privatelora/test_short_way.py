@@ -17,6 +17,7 @@ from dllama.privatelora import short_way
 from dllama.privatelora.answers import Answers
 from dllama.privatelora.backends.cpu import CpuBackend
 from dllama.privatelora.passage import PRODUCTS, Passage, Stop, stops
+from dllama.privatelora.short_way import EdgeTalk
 from tests.engine.models import GQA, QWEN3_MOE, random_model
 from tests.privatelora.adapters import strong_halves
 
@@ -27,8 +28,8 @@ FORM, WAIT_MS, STEP = FloatType.F32, 5000, 300
 class Edge:
     """One that answers in a thread of its own, and counts what it has answered."""
 
-    def __init__(self, adapter, layers, rows):
-        self.listener = Listener("127.0.0.1", 0, None)
+    def __init__(self, adapter, layers, rows, listener=None):
+        self.listener = listener or Listener("127.0.0.1", 0, None)
         self.link = Link(f"127.0.0.1:{self.listener.port}", None)
         self.answers, self.rows, self.answered = Answers(adapter, layers, FORM), rows, 0
         self.silent_from = 1 << 30
@@ -53,7 +54,6 @@ class Edge:
         self.peer.send(wire.encode(wire.Bye()))
         self.thread.join()
         self.link.close()
-        self.listener.close()
 
 
 @pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])
@@ -74,15 +74,17 @@ def edge():
     yield make
     for each in made:
         each.close()
+    for listener in {each.listener for each in made}:
+        listener.close()
 
 
 class Play:
     """A backend with a model and an adapter, and rows to take through its layers."""
 
-    def __init__(self, model, team, targets):
-        self.backend = CpuBackend(model, team, tags.F32, tags.F32)
+    def __init__(self, model, team, targets, ranks=(6, 9), backend=None):
+        self.backend = backend or CpuBackend(model, team, tags.F32, tags.F32)
         self.layers = range(model.config.n_layers)
-        self.cloud, self.half = strong_halves(model.config, targets)
+        self.cloud, self.half = strong_halves(model.config, targets, ranks=ranks)
         self.number = self.backend.add(self.cloud, self.layers)
         self.stops = list(stops(self.cloud.shape, self.layers))
         self.sequence, self.position = self.backend.sequence(64), 0
@@ -121,9 +123,11 @@ class Play:
     def has(self, stop, i):
         return PRODUCTS[stop.product][i] in self.cloud.shape.targets
 
-    def way(self, edge, rows, passed=0):
-        way = self.backend.short_way(self.stops, self.cloud.shape, FORM, edge.peer)
-        way.begin(STEP, rows, passed)
+    def way(self, edge, rows):
+        talk = EdgeTalk(self.stops, self.cloud.shape, FORM, edge.peer)
+        talk.begin(STEP, rows)
+        way = self.backend.short_way([talk])
+        way.begin(0, 0)
         return way
 
 
@@ -138,12 +142,12 @@ def test_the_values_are_those_of_stop_by_stop(tmp_path, team, edge, shape, targe
         while True:
             other.backend.go([passage], at, way)
             at = way.at
-            if not way.answered:  # it does not wait long where a team of threads waits with it
-                assert way.other() is None
+            if way.answered == [False]:  # it does not wait long where a team of threads waits with it
+                assert way.other is None
                 other.hear(far, passage, at)
             if way.passed == len(other.stops):
                 break
-            way.begin(STEP, rows, way.passed)
+            way.begin(way.passed, 0)
         assert far.answered == len(other.stops) and at == other.stops[-1]
         found = other.backend.finish([passage], at, other.layers.stop)[0]
         np.testing.assert_array_equal(found, expected)
@@ -160,7 +164,7 @@ def test_another_edge_in_between(tmp_path, edge, monkeypatch):
     way = other.way(far, 4)
     other.backend.go([passage], 0, way)
     assert way.passed == 1 and way.at == other.stops[0]
-    if not way.answered:  # on a busy machine
+    if way.answered == [False]:  # on a busy machine
         other.hear(far, passage, way.at)
     stranger = Passage([Place(other.backend.sequence(64), 0)], -1, np.ones((1, model.config.dim), np.float32))
     other.backend.finish([stranger], 0, other.layers.stop)
@@ -177,7 +181,7 @@ def test_an_answer_that_comes_late_is_taken_in_from_python(tmp_path, edge):
     far.silent_from = 1
     way = other.way(far, 2)
     other.backend.go([passage], 0, way)
-    assert not way.answered and way.is_fit and way.other() is None
+    assert way.answered == [False] and way.unfit == [False] and way.other is None
     assert way.passed == 2 and way.at == other.stops[1] and way.waited > 0.05
     low = other.backend._low[:2, :3].copy()
     other.take(passage, way.at, low, Answers(other.half, other.layers, FORM))
@@ -192,5 +196,34 @@ def test_what_is_not_fit_to_be_sent(tmp_path, edge):
     passage.x[:] = np.nan
     way = play.way(far, 1)
     play.backend.go([passage], 0, way)
-    assert not way.is_fit and way.passed == 0 and not far.answered
+    assert way.unfit == [True] and not far.answered
+    team.close()
+
+
+def test_two_edges_together(tmp_path, edge):
+    """Each has rows, ranks and values of its own; they come to the same places."""
+    team = Team(1)
+    model = random_model(tmp_path / "m.m", {**GQA, "n_layers": 3})
+    expected, plays, passages = [], [], []
+    for ranks, rows in (((6, 9), 2), ((4, 12), 3)):
+        alone = Play(model, team, ("q", "v"), ranks)
+        expected.append(alone.stop_by_stop(alone.passage(rows), 0))
+        plays.append(Play(model, team, ("q", "v"), ranks, *(play.backend for play in plays)))
+        passages.append(plays[-1].passage(rows))
+    backend, listener = plays[0].backend, Listener("127.0.0.1", 0, None)
+    far = [
+        edge(play.half, play.layers, len(passage.places), listener)
+        for play, passage in zip(plays, passages, strict=True)
+    ]
+    talks = [EdgeTalk(play.stops, play.cloud.shape, FORM, each.peer) for play, each in zip(plays, far, strict=True)]
+    assert talks[0].path == talks[1].path
+    for talk, passage in zip(talks, passages, strict=True):
+        talk.begin(STEP, len(passage.places))
+    way = backend.short_way(talks)
+    way.begin(0, 10.0)
+    backend.go(passages, 0, way)
+    assert way.answered == [True, True] and way.passed == 3 and way.at == plays[0].stops[-1]
+    found = backend.finish(passages, way.at, model.config.n_layers)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
     team.close()

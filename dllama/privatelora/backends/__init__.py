@@ -7,13 +7,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from dllama.cluster.listener import Peer
 from dllama.errors import DllamaError
-from dllama.formats import FloatType, ModelConfig
+from dllama.formats import ModelConfig
 from dllama.privatelora.adapter import CloudAdapter
 from dllama.privatelora.passage import Passage, Stop
-from dllama.privatelora.shape import AdapterShape
-from dllama.privatelora.short_way import ShortWay
+from dllama.privatelora.short_way import EdgeTalk, ShortWay
 
 
 class Restarted(DllamaError):
@@ -23,11 +21,12 @@ class Restarted(DllamaError):
 class Backend(Protocol):
     """A decoder stack that stops for the edges. Anything may raise `Restarted`.
 
-    config: the model's;  device: its name, for people
+    config: the model's;  device: its name, for people;  has_short_ways: whether it has the last two of these methods
     """
 
     config: ModelConfig
     device: str
+    has_short_ways: bool
 
     def prepare(self) -> None:
         """Before an edge's session: gets ready again what is not. From the thread that adapters come and go in."""
@@ -65,8 +64,8 @@ class Backend(Protocol):
     def finish(self, passages: Sequence[Passage], came_from: Stop | int, layer: int) -> list[np.ndarray]:
         """Takes them on to the end, in front of a layer: the residual stream of each, float32 [rows, dim]."""
 
-    def short_way(self, stops: Sequence[Stop], shape: AdapterShape, form: FloatType, peer: Peer) -> ShortWay | None:
-        """What takes a passage of one edge past many stops in one call; None where there is no such thing."""
+    def short_way(self, edges: Sequence[EdgeTalk]) -> ShortWay:
+        """What takes passages of these edges past many stops in one call."""
 
     def go(self, passages: Sequence[Passage], came_from: Stop | int, way: ShortWay) -> None:
-        """Takes an edge's passages on by its short way, which says how far they came."""
+        """Takes passages, one of each edge, on by their short way, which says how far they came."""

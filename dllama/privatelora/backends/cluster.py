@@ -44,6 +44,8 @@ class ClusterBackend:
     the rest ready.
     """
 
+    has_short_ways = False
+
     def __init__(
         self,
         model: ModelFile,
@@ -190,9 +192,6 @@ class ClusterBackend:
         send: Callable[[Sequence[np.ndarray]], None],
     ) -> None:
         self._pass(passages, came_from, to, send)
-
-    def short_way(self, *_) -> None:
-        """There is none: the nodes meet at every half of a layer."""
 
     def finish(self, passages: Sequence[Passage], came_from: Stop | int, layer: int) -> list[np.ndarray]:
         return self._pass(passages, came_from, layer, lambda lows: None)

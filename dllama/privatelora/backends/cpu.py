@@ -9,7 +9,6 @@ from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 
-from dllama.cluster.listener import Peer
 from dllama.engine.adapter_weights import NUMBERS
 from dllama.engine.halves import DOWN, LEAVE, N_TARGETS, OUT, UP, run_halves
 from dllama.engine.kv_cache import KVCache
@@ -18,7 +17,6 @@ from dllama.engine.shape import NodeShape
 from dllama.engine.stages import ROW
 from dllama.engine.weights import Source
 from dllama.engine.workspace import ALWAYS, Workspace
-from dllama.formats import FloatType
 from dllama.kernels import jit, tags
 from dllama.kernels.jit import compiled
 from dllama.kernels.libzmq import AVAILABLE
@@ -27,8 +25,7 @@ from dllama.kernels.team import Team
 from dllama.privatelora.adapter import CloudAdapter
 from dllama.privatelora.frozen_weights import FrozenWeights
 from dllama.privatelora.passage import Passage, Stop
-from dllama.privatelora.shape import AdapterShape
-from dllama.privatelora.short_way import ShortWay
+from dllama.privatelora.short_way import EdgeTalk, ShortWay
 
 SPLIT = {OUT: "o", DOWN: "down"}
 """Products of whose inputs the nodes of a cluster have a part each, and their targets: so A·x and the product are
@@ -69,6 +66,7 @@ class CpuBackend(Workspace):
         self._frozen = FrozenWeights(config, form, slices)
         self._with = self.weights.layers, self.weights.experts, self._frozen.records, form
         self._silent = None if slices is not None else example()  # nobody talks to a node of a cluster
+        self.has_short_ways = self._silent is not None and AVAILABLE
         self._table_now = np.zeros(1, ROW)
         self._run_halves = compiled(run_halves, 0, *self._args(self._silent), 0, 0)
         parts = (OUT, UP) if config.arch.has_experts else (OUT, DOWN)
@@ -130,20 +128,19 @@ class CpuBackend(Workspace):
         self._here = []
         return [self._x[span, : self.config.dim].copy() for span in _spans(passages)]
 
-    def short_way(self, stops: Sequence[Stop], shape: AdapterShape, form: FloatType, peer: Peer) -> ShortWay | None:
-        if self._silent is None or not AVAILABLE:
-            return None
-        return ShortWay(stops, shape, form, peer, self._low, blocks=self.team.nthreads == 1)
+    def short_way(self, edges: Sequence[EdgeTalk]) -> ShortWay:
+        return ShortWay(edges, self._low, blocks=self.team.nthreads == 1)
 
     def go(self, passages: Sequence[Passage], came_from: Stop | int, way: ShortWay) -> None:
         first = self._begin(passages, came_from)
         args = self._args(way.arguments)
         with self.team.led(self._run_halves, *args, 0, ALWAYS):
             self._run_halves(0, *args, first, _half(way.stops[-1]) + 2)
-        for passage, span in zip(passages, _spans(passages), strict=True):
-            passage.state = way.at.product, None
-            if way.answered:  # it is put away with the passage, should another be first
-                passage.answer = self._low[span, : N_TARGETS[way.at.product], : way.shape.r_d2c].copy()
+        product = way.at.product
+        for passage, span, answered in zip(passages, _spans(passages), way.answered, strict=True):
+            passage.state = product, None
+            if answered:  # it is put away with the passage, should another be first
+                passage.answer = self._low[span, : N_TARGETS[product]].copy()
 
     def _args(self, talk: tuple | None) -> tuple:
         return *self._formats, self._step, *self._with, talk, self._table_now

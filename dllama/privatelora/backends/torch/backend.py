@@ -43,6 +43,8 @@ class TorchBackend:
     Raises OutOfMemoryError where the layers do not fit.
     """
 
+    has_short_ways = False
+
     def __init__(
         self,
         source: Source,
@@ -133,9 +135,6 @@ class TorchBackend:
             self._recorder.run(plan.key and (plan.key, came_from, layer), partial(self._leave, plan, came_from, layer))
             here, self._here = self._here, []
             return [self._stack.buffers.x[span].numpy(force=True).copy() for _, span in here]
-
-    def short_way(self, *_) -> None:
-        """There is none: each pass is started from Python."""
 
     # --- halves of products, which may be captured ---
 
