@@ -29,6 +29,7 @@ ACT_BYTES, ACT_SCALE, ACT_SUM = 40, 32, 36
 FEW, MANY = 4, ISA.tile_tokens
 """Tokens that the wider forms multiply at once. Callers pad acts and outputs to a multiple of TOKENS rows."""
 TOKENS = max(FEW, MANY)
+CACHE_LINE = 64
 
 
 def is_packed(weight: tags.Tag, act: tags.Tag) -> bool:
@@ -98,6 +99,9 @@ def _tile(tokens):
 
         with e.loop(e.udiv(columns, const(I64, 32))) as block:
             group = e.at(w, e.mul(block, const(I64, ROWS * weight.nbytes)))
+            if tokens > 1 and ISA.ahead:  # one token leaves so much to the hardware that it asks for enough itself
+                for line in range(0, ROWS * weight.nbytes, CACHE_LINE):
+                    e.prefetch(e.at(group, ISA.ahead + line))
             acts = [e.at(row, e.mul(block, const(I64, ACT_BYTES))) for row in rows]
             states = [[product.begin(e, _start(e, weight, act)) for _ in vectors] for act in acts]
 

@@ -53,6 +53,8 @@ def _madd_ones(e, pairs):
 
 
 class _X86(HalfInHardware, Isa):
+    ahead = 4096
+
     def pause(self, e):
         e.call("llvm.x86.sse2.pause", ir.VoidType())
 
