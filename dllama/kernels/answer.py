@@ -16,6 +16,12 @@ LARGEST = np.float32(3e38)
 
 
 @jit
+def _clear(x, nbytes):
+    """Whatever the bytes held: shorter rows that come later are read a little beyond their ends."""
+    floats(x, nbytes // 4)[:] = 0
+
+
+@jit
 def answer(form, source, rows, targets, r_in, r_out, m, x, x_stride, y, y_stride, out):
     """The bytes at ``out``: for each row and target M·(A·x), with A·x from the bytes at ``source``, int64 [1].
 
@@ -30,6 +36,7 @@ def answer(form, source, rows, targets, r_in, r_out, m, x, x_stride, y, y_stride
         values = floats(x + row * x_stride, width)
         for i in range(width):
             if not abs(values[i]) <= largest(form):
+                _clear(x, rows * x_stride)
                 return False
         for t in range(targets):
             multiply_rows(
@@ -39,6 +46,7 @@ def answer(form, source, rows, targets, r_in, r_out, m, x, x_stride, y, y_stride
         answers = floats(y + row * y_stride, targets * r_out)
         for i in range(targets * r_out):
             if not abs(answers[i]) <= LARGEST:
+                _clear(x, rows * x_stride)
                 return False
     encode(form, y, y_stride, rows, targets * r_out, out)
     return True

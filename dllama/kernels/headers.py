@@ -32,3 +32,10 @@ def put_number(place, number):
     _put(place + 1, number >> 8)
     _put(place + 2, number & 255)
     return 3
+
+
+@jit
+def numbered(prefix, nbytes, stop):
+    """Completes the header of a message about a stop, of which ``nbytes`` are there; its bytes."""
+    nbytes += put_number(prefix + nbytes, stop.layer)
+    return nbytes + put_number(prefix + nbytes, stop.product)

@@ -7,11 +7,12 @@ message takes several times as long as the message itself.
 import numpy as np
 
 from dllama.kernels import tags
-from dllama.kernels.clock import nanoseconds, sched_yield
-from dllama.kernels.headers import put_number, same
+from dllama.kernels.clock import nanoseconds
+from dllama.kernels.headers import numbered, same
 from dllama.kernels.jit import jit
-from dllama.kernels.libzmq import API, FRAME_BYTES, MORE, NOBLOCK, message, of_frame, send, send_on
+from dllama.kernels.libzmq import API, FRAME_BYTES, MORE, NOBLOCK, of_frame, send, send_on
 from dllama.kernels.stop import pack, unpack
+from dllama.kernels.waiting import WAIT, heard
 
 FORMS = (tags.F32, tags.F16, tags.Q80)
 """Values travel in one of these, which is known by its place here."""
@@ -27,14 +28,10 @@ EDGE = np.dtype(
 )
 """An edge: its rows in the batch; a place in FORMS; the ranks; the routing id; what the headers of both messages begin
 with, and room for the rest."""
-TALK = np.dtype(
-    [(name, np.int64) for name in ("told", "count", "socket", "frames", "clock", "until_ns")]
-    + [(name, np.int64) for name in ("spin_ns", "usual_ns", "patience_ns", "waited_ns", "blocks")]
-)
-"""What edges share: the last stop that they were told of; how many frames a message has that is none of the answers, or
-not fit to be one, and 0 where none came; where messages come and go, and room for the frames of one; which clock, and
-when the talk has gone on for long enough; how long to ask for an answer again and again, how long it usually takes, for
-how long one edge waits for others, and how long all waiting has taken; whether the system may be asked to wait."""
+TALK = np.dtype(WAIT + [(name, np.int64) for name in ("told", "count", "until_ns", "waited_ns")])
+"""What edges share: how they are waited for; the last stop that they were told of; how many frames a message has that
+is none of the answers, or not fit to be one, and 0 where none came; when the talk has gone on for long enough; and how
+long all waiting has taken."""
 
 
 @jit
@@ -63,48 +60,16 @@ def _row_bytes(form, width):
 
 
 @jit
-def _numbered(prefix, nbytes, stop):
-    """Completes a header; its bytes."""
-    nbytes += put_number(prefix + nbytes, stop.layer)
-    return nbytes + put_number(prefix + nbytes, stop.product)
-
-
-@jit
 def _tell(api, talk, edge, stop, low, picked, room, out):
     """A·x to an edge; False where it is not fit. Whether the edge is still there others find out."""
     rank, values = edge.r_c2d, low[edge.first_row : edge.first_row + edge.rows]
     if not _pack(edge.form, values, picked[stop.first : stop.first + stop.count], rank, room, out):
         return False
-    function, header = api[0].zmq_send, _numbered(edge.low, edge.low_bytes, stop)
+    function, header = api[0].zmq_send, numbered(edge.low, edge.low_bytes, stop)
     if send(function, talk.socket, edge.id, edge.id_bytes, MORE) >= 0:
         send_on(function, talk.socket, edge.low, header, MORE)
         send_on(function, talk.socket, out.ctypes.data, edge.rows * _row_bytes(edge.form, stop.count * rank), NOBLOCK)
     return True
-
-
-@jit
-def _heard(api, talks, start, alone):
-    """A message of any kind in the frames, if one comes in time: how many frames. For one edge it asks as `trade`
-    does."""
-    talk = talks[0]
-    spins = not alone or talk.usual_ns < talk.spin_ns
-    limit = talk.spin_ns if alone else talk.patience_ns
-    waits = alone and talk.blocks and not spins
-    while True:
-        count = message(api, talk.socket, talk.frames, 0 if waits else NOBLOCK)
-        spent = nanoseconds(talk.clock) - start
-        if count or waits:
-            break
-        if spins and spent < limit:
-            sched_yield()
-        elif alone and talk.blocks:
-            waits = True
-        else:
-            break
-    if alone:
-        usual = min(spent, 2 * talk.spin_ns) if count else 2 * talk.spin_ns
-        talks[0].usual_ns += (usual - talk.usual_ns) // 16
-    return count
 
 
 @jit
@@ -116,7 +81,7 @@ def _is_answer(api, talk, edge, stop, count):
         return False
     if not same(of_frame(data, talk.frames), edge.id, edge.id_bytes):
         return False
-    expected = _numbered(edge.answer, edge.answer_bytes, stop)
+    expected = numbered(edge.answer, edge.answer_bytes, stop)
     if of_frame(size, header) != expected or not same(of_frame(data, header), edge.answer, expected):
         return False
     return of_frame(size, payload) == edge.rows * _row_bytes(edge.form, stop.count * edge.r_d2c)
@@ -147,7 +112,7 @@ def _hear(api, talks, edges, stop, low, picked, room):
         awaited += edges[i].state == WAITED_FOR
     start = nanoseconds(talks[0].clock)
     while awaited:
-        count = _heard(api, talks, start, len(edges) == 1)
+        count = heard(api, talks, start, len(edges) == 1)
         if not count or not _take(api, talks[0], edges, stop, count, low, picked, room):
             talks[0].count = count
             break

@@ -10,6 +10,7 @@ from dllama.formats import FloatType
 from dllama.kernels import tags
 from dllama.kernels.answer import answer
 from dllama.kernels.jit import compiled
+from dllama.kernels.reply import STOP
 from dllama.privatelora.adapter import EdgeAdapter
 from dllama.privatelora.passage import Stop, stops, targets_of
 from dllama.privatelora.travel import Rows
@@ -23,6 +24,7 @@ class Answers:
 
     def __init__(self, adapter: EdgeAdapter, layers: range, form: FloatType):
         self._shape = shape = adapter.shape
+        self.tag, self.ranks = tags.BY_NAME[form.name.lower()], (shape.r_c2d, shape.r_d2c)
         self._m: dict[Stop, np.ndarray] = {}
         self._rows: dict[int, tuple[int, Rows, Rows]] = {}
         for stop in stops(shape, layers):
@@ -33,8 +35,32 @@ class Answers:
             widths = len(targets) * shape.r_c2d, len(targets) * shape.r_d2c
             self._rows[stop.product] = len(targets), *(Rows(form, width) for width in widths)
         most = 3 * max(shape.r_c2d, shape.r_d2c)
-        self._answer = compiled(answer, tags.BY_NAME[form.name.lower()], np.zeros(1, np.int64), *[0] * 10)
+        self._answer = compiled(answer, self.tag, np.zeros(1, np.int64), *[0] * 10)
         self._x, self._y = (np.zeros(MAX_ROWS * padded(most) + BEYOND, np.float32) for _ in range(2))
+
+    @property
+    def stops(self) -> list[Stop]:
+        """Where there is something to answer, in order."""
+        return list(self._m)
+
+    @property
+    def records(self) -> np.ndarray:
+        """The stops as `reply` sees them."""
+        rows = []
+        for stop, m in self._m.items():
+            targets, into, out_of = self._rows[stop.product]
+            rows.append((*stop, targets, m.ctypes.data, 4 * padded(into.width), 4 * padded(out_of.width)))
+        return np.array(rows, STOP)
+
+    @property
+    def buffers(self) -> tuple[int, int]:
+        """Addresses of the room for A·x and for the answers, of MAX_ROWS rows."""
+        return self._x.ctypes.data, self._y.ctypes.data
+
+    @property
+    def most_bytes(self) -> int:
+        """Of a row of an answer."""
+        return max((out_of.row_bytes for _, _, out_of in self._rows.values()), default=0)
 
     def __call__(self, stop: Stop, payload, rows: int) -> np.ndarray:
         """The answer's bytes, uint8, for the bytes of A·x of so many rows. ValueError where they are not as many, not

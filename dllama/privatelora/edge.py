@@ -27,12 +27,13 @@ from dllama.engine.kv_cache import KVCache
 from dllama.engine.workspace import Place
 from dllama.errors import AdapterError, ClusterError, ModelError
 from dllama.formats import FloatType, ModelFile
-from dllama.kernels import tags
+from dllama.kernels import libzmq, tags
 from dllama.kernels.team import Team, sigint_held
 from dllama.lora import LoraAdapter
 from dllama.privatelora.adapter import CLOUD_FILE, EDGE_FILE, CloudAdapter, EdgeAdapter, read_cloud, read_edge
 from dllama.privatelora.answers import Answers
 from dllama.privatelora.passage import Stop, most_rows, spans
+from dllama.privatelora.replies import Replies
 from dllama.privatelora.settings import BUSY, EdgeSettings
 from dllama.privatelora.travel import Rows
 
@@ -205,8 +206,11 @@ class EdgeEngine:
 
     def _answer_all(self, meter: _Meter, rows: int) -> tuple[wire.Leave, Sequence]:
         """Answers at each stop until the step is done: what the cloud says then."""
+        replies = meter.replies(self._answers)
+        if replies is not None:
+            replies.begin(self._step, rows)
         while True:
-            message, payload = self._next(meter)
+            message, payload = self._next(meter, replies)
             if type(message) is wire.Low and message.step == self._step and self._answers is not None:
                 stop = Stop(message.layer, message.product)
                 try:
@@ -214,15 +218,19 @@ class EdgeEngine:
                 except ValueError as error:
                     raise self._fault(error) from None
                 meter.send([wire.unchecked(wire.Answer(*message)), answer.data])
+                if replies is not None:
+                    replies.answered(stop)
             elif type(message) is wire.Leave and message.step == self._step:
                 return message, payload
             elif type(message) is not wire.Beat:
                 raise self._fault(f"{type(message).__name__}, which nobody waits for")
 
-    def _next(self, meter: _Meter) -> tuple:
-        """What the cloud says next; it says that it is alive, at the least. Raises LinkLost, and ClusterError where it
-        refuses for good."""
-        frames = meter.receive(self._settings.step_timeout * 1000)
+    def _next(self, meter: _Meter, replies: Replies | None = None) -> tuple:
+        """What the cloud says next that ``replies`` do not answer; it says that it is alive, at the least. Raises
+        LinkLost, and ClusterError where it refuses for good."""
+        frames = replies and meter.reply(replies)
+        if not frames:
+            frames = meter.receive(self._settings.step_timeout * 1000)
         if frames is None:
             raise LinkLost(meter.link, f"no answer for {self._settings.step_timeout:g} s")
         try:
@@ -337,6 +345,7 @@ class _CloudHub(Hub):
     def __init__(self, link: Link):
         super().__init__(link)
         self.link = link
+        self.replies: Replies | None = None
 
     def close(self) -> None:
         self.link.close()
@@ -353,6 +362,21 @@ class _Meter:
     def send(self, frames: Sequence) -> None:
         self.link.send(frames)
         self.sent += sum(memoryview(frame).nbytes for frame in frames)
+
+    def replies(self, answers: Answers | None) -> Replies | None:
+        """What answers by itself on this link, where there is something to answer."""
+        if self._hub.replies is None and answers is not None and libzmq.AVAILABLE:
+            self._hub.replies = Replies(answers, self.link)
+        return self._hub.replies
+
+    def reply(self, replies: Replies) -> list | None:
+        """Lets them answer for a while: the frames of a message that is for others."""
+        before = replies.waited, replies.sent, replies.received
+        frames = replies.go()
+        self.waited_ms += 1e3 * (replies.waited - before[0])
+        self.sent += replies.sent - before[1]
+        self.received += replies.received - before[2] + sum(memoryview(frame).nbytes for frame in frames or ())
+        return frames
 
     def receive(self, timeout_ms: float) -> list | None:
         start = time.perf_counter()

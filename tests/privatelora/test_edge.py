@@ -12,6 +12,7 @@ from dllama.formats import ModelFile
 from dllama.kernels import tags
 from dllama.kernels.team import Team
 from dllama.privatelora.adapter import CLOUD_FILE, EDGE_FILE, write_adapter
+from dllama.privatelora.answers import Answers
 from dllama.privatelora.passage import Stop
 from dllama.targets import TARGETS
 from tests.engine import reference
@@ -120,17 +121,17 @@ def test_a_prompt_of_more_rows_than_a_pass_has(four, layers):
     assert off(found, merged_logits(model, tokens, *pair)) < 1e-4
 
 
-def test_a_whole_prompt_meets_the_edge_once_at_each_stop(four):
+def test_a_whole_prompt_meets_the_edge_once_at_each_stop(four, monkeypatch):
     model, cloud, folder, _ = four
     tokens, met = some_tokens(model, 2 * MAX_ROWS + 7), []
+    answer = Answers.__call__
+
+    def noted(answers, stop, payload, rows):
+        met.append((stop, rows))
+        return answer(answers, stop, payload, rows)
+
+    monkeypatch.setattr(Answers, "__call__", noted)
     with edge(model, cloud.address, adapter=folder) as engine:
-        answers = engine._answers
-
-        def noted(stop, payload, rows):
-            met.append((stop, rows))
-            return answers(stop, payload, rows)
-
-        engine._answers = noted
         run(engine, tokens)
     assert met == [(Stop(layer, product), len(tokens)) for layer in range(4) for product in range(4)]
 

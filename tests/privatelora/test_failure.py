@@ -19,6 +19,7 @@ from dllama.privatelora.adapter import CLOUD_FILE, write_adapter
 from dllama.privatelora.answers import Answers
 from dllama.privatelora.cloud import Cloud, CloudSettings
 from dllama.privatelora.edge import MOST_LOSSES, EdgeEngine
+from dllama.privatelora.replies import Replies
 from dllama.privatelora.settings import EdgeSettings
 from dllama.privatelora.shape import AdapterShape
 from tests.cluster.forwarder import Forwarder
@@ -307,17 +308,20 @@ def test_a_cloud_that_gets_nonsense_out_of_an_adapter(tmp_path, small):
 
 def test_an_edge_that_hangs_is_told_so_when_it_goes_on(small, monkeypatch):
     model, folder = small
-    answer = Answers.__call__
 
-    def slow(*args):
-        time.sleep(1.0)
-        return answer(*args)
+    def slow(function):
+        def later(*args):
+            time.sleep(1.0)
+            return function(*args)
+
+        return later
 
     with CloudProcess(model.path, step_timeout=0.3) as cloud, edge(model, cloud.address, adapter=folder) as engine:
         with (
             monkeypatch.context() as patch,
             pytest.raises(ClusterError, match="no answer for 0.3 s$"),
         ):
-            patch.setattr(Answers, "__call__", slow)
+            patch.setattr(Replies, "go", slow(Replies.go))
+            patch.setattr(Answers, "__call__", slow(Answers.__call__))  # where there are no replies
             run(engine, [1])
         assert np.isfinite(run(engine, [1])).all(), "it may come again"
