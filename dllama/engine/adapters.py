@@ -15,7 +15,7 @@ low_stride and low_part: bytes from one row's values to the next's, and from one
 from dllama.engine.stages import row_parts, whole_blocks
 from dllama.kernels import tags
 from dllama.kernels.dot import multiply_rows
-from dllama.kernels.elementwise import add_scaled, floats
+from dllama.kernels.elementwise import SUMMANDS, add_scaled, add_summands, add_summands_to_two, floats
 from dllama.kernels.jit import jit
 from dllama.kernels.packed import weight_bytes
 from dllama.kernels.team import meet, take
@@ -40,6 +40,16 @@ def adapt(thread, base, s, adapters, rows, layer, first, count, source, source_s
         return base
     base = shrink(thread, base, F32, s, adapters, rows, layer, first, count, source, source_stride)
     return expand(thread, base, F32, s, adapters, rows, layer, first, count, out, out_stride)
+
+
+@jit(inline=True)
+def _rows_with(s, adapters, rows, row):
+    """How many rows are worked with this one, which share its adapter's matrices: 1 or 2; 0 for one without an adapter,
+    or that is worked with the row before it."""
+    adapter = rows[row].adapter
+    if adapter < 0 or (row % 2 == 1 and rows[row - 1].adapter == adapter):
+        return 0
+    return 1 + (row % 2 == 0 and row + 1 < s.rows and rows[row + 1].adapter == adapter)
 
 
 @jit
@@ -71,18 +81,35 @@ def expand(thread, base, form, s, adapters, rows, layer, first, count, out, out_
     item = take(s.sync, base)
     while item < s.rows * parts:
         row, part = item // parts, item % parts
-        adapter = rows[row].adapter
-        if adapter >= 0:
+        together = _rows_with(s, adapters, rows, row)
+        if together:
             to = out + row * out_stride
             for i in range(count):
-                target = adapters[adapter, layer, first + i]
-                low = floats(s.low + row * s.low_stride + i * s.low_part, target.b_rank)
+                target = adapters[rows[row].adapter, layer, first + i]
                 blocks = whole_blocks(target.outputs) // 32
                 start, end = blocks * part // parts, blocks * (part + 1) // parts
-                for j in range(target.b_rank):
-                    b = target.b + 32 * weight_bytes(form) * (j * blocks + start)
-                    add_scaled(form, to + 128 * start, b, low[j], 32 * (end - start))
+                b, b_stride = target.b + 32 * weight_bytes(form) * start, 32 * weight_bytes(form) * blocks
+                low = s.low + row * s.low_stride + i * s.low_part
+                _add_ranks(
+                    form, to + 128 * start, out_stride, together, b, b_stride, low, s.low_stride, target.b_rank,
+                    32 * (end - start),
+                )  # fmt: skip
                 to += 128 * blocks
         item = take(s.sync, base)
     meet(s.sync, s.threads)
     return base + s.rows * parts + s.threads
+
+
+@jit
+def _add_ranks(form, x, x_stride, rows, b, b_stride, low, low_stride, ranks, n):
+    """x[r] += Σ_j low[r, j]·b[j] for one row or two."""
+    whole = ranks // SUMMANDS * SUMMANDS
+    for j in range(0, whole, SUMMANDS):
+        if rows == 1:
+            add_summands(form, x, x_stride, b + j * b_stride, b_stride, low + 4 * j, low_stride, n)
+        else:
+            add_summands_to_two(form, x, x_stride, b + j * b_stride, b_stride, low + 4 * j, low_stride, n)
+    for r in range(rows):
+        factors = floats(low + r * low_stride, ranks)
+        for j in range(whole, ranks):
+            add_scaled(form, x + r * x_stride, b + j * b_stride, factors[j], n)

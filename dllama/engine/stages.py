@@ -94,7 +94,7 @@ def whole_blocks(n):
 @jit(inline=True)
 def row_parts(s, rows, blocks):
     """Items that a row of so many blocks makes: one, but several where rows are few."""
-    return 1 if rows >= 2 * s.threads else min(2 * s.threads, blocks)
+    return 1 if rows >= 2 * s.threads or s.threads == 1 else min(2 * s.threads, blocks)
 
 
 @jit

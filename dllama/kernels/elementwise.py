@@ -64,6 +64,41 @@ def add_scaled(e, form, x, y, factor, n):
         e.store(e.fma(factors, value, e.load(SIXTEEN, at)), at)
 
 
+SUMMANDS = 4
+"""That are added at once below: each value of x is read and written once for all of them."""
+
+
+def _add_summands(rows):
+    """x[r] += Σ_k factors[r, k]·y[k] for ``rows`` rows of x and SUMMANDS of y, F32 or F16, in the order of k; strides
+    in bytes. Rows of x share what is read of y."""
+
+    @emitted()
+    def add(e, form, x, x_stride, y, y_stride, factors, factors_stride, n):
+        outs = [e.at(x, e.mul(x_stride, const(I64, r))) for r in range(rows)]
+        scales = [
+            [
+                e.splat(e.load(F32, e.at(factors, e.mul(factors_stride, const(I64, r))), 4 * k), 16)
+                for k in range(SUMMANDS)
+            ]
+            for r in range(rows)
+        ]
+        starts = [e.at(y, e.mul(y_stride, const(I64, k))) for k in range(SUMMANDS)]
+        with e.loop(_sixteens(e, n)) as i:
+            done = e.mul(i, const(I64, 16 * form.nbytes))
+            values = [load_floats(e, form, e.at(start, done))[0] for start in starts]
+            for out, row in zip(outs, scales, strict=True):
+                at = e.at(out, e.mul(i, const(I64, 64)))
+                total = e.load(SIXTEEN, at)
+                for factor, value in zip(row, values, strict=True):
+                    total = e.fma(factor, value, total)
+                e.store(total, at)
+
+    return add
+
+
+add_summands, add_summands_to_two = _add_summands(1), _add_summands(2)
+
+
 @emitted()
 def rms_norm(e, x, weight, out, n, epsilon):
     """out = x / √(mean(x²) + ε) · weight, the mean over the true length n (Zhang and Sennrich, 2019).

@@ -111,11 +111,11 @@ class Emitter:
         """``with emitter.loop(count) as index``: a counted loop, index an i64 from 0."""
         return _Loop(self.builder, count)
 
-    def prefetch(self, address):
-        """Asks for the cache line at an address, which need not be memory at all."""
+    def prefetch(self, address, level):
+        """Asks for the cache line at an address, which need not be memory at all, for a level of cache from 1 on."""
         pointer = self.builder.inttoptr(address, I8.as_pointer())
-        read, keep, data = const(I32, 0), const(I32, 3), const(I32, 1)
-        self.call("llvm.prefetch.p0", ir.VoidType(), pointer, read, keep, data)
+        read, locality, data = const(I32, 0), const(I32, 4 - level), const(I32, 1)
+        self.call("llvm.prefetch.p0", ir.VoidType(), pointer, read, locality, data)
 
     def copy(self, target, source, nbytes):
         cgutils.raw_memcpy(

@@ -48,8 +48,9 @@ class Isa:
     """Tokens that the matrix-matrix product works on at once."""
     tile_vectors = 1
     """Vectors of weight rows that it works on at once."""
-    ahead = 0
-    """Bytes ahead of their use at which weights are asked for where several tokens keep the CPU busy; 0: not at all."""
+    ahead: tuple[tuple[int, int], ...] = ()
+    """Where several tokens keep the CPU busy: how many bytes ahead of their use weights are asked for, and for which
+    level of cache."""
     nibbles = Product()
     int8 = Product()
 

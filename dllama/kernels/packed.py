@@ -99,9 +99,9 @@ def _tile(tokens):
 
         with e.loop(e.udiv(columns, const(I64, 32))) as block:
             group = e.at(w, e.mul(block, const(I64, ROWS * weight.nbytes)))
-            if tokens > 1 and ISA.ahead:  # one token leaves so much to the hardware that it asks for enough itself
+            for ahead, level in ISA.ahead if tokens > 1 else ():  # with one the hardware asks for enough by itself
                 for line in range(0, ROWS * weight.nbytes, CACHE_LINE):
-                    e.prefetch(e.at(group, ISA.ahead + line))
+                    e.prefetch(e.at(group, ahead + line), level)
             acts = [e.at(row, e.mul(block, const(I64, ACT_BYTES))) for row in rows]
             states = [[product.begin(e, _start(e, weight, act)) for _ in vectors] for act in acts]
 

@@ -53,7 +53,7 @@ def _madd_ones(e, pairs):
 
 
 class _X86(HalfInHardware, Isa):
-    ahead = 4096
+    ahead = (8192, 2), (1024, 1)
 
     def pause(self, e):
         e.call("llvm.x86.sse2.pause", ir.VoidType())

@@ -68,6 +68,14 @@ def _add(x, y, n):
 
 
 @jit
+def _add_summands(form, x, x_stride, y, y_stride, factors, factors_stride, n, rows):
+    if rows == 1:
+        elementwise.add_summands(form, x, x_stride, y, y_stride, factors, factors_stride, n)
+    else:
+        elementwise.add_summands_to_two(form, x, x_stride, y, y_stride, factors, factors_stride, n)
+
+
+@jit
 def _softmax(scores, n):
     return elementwise.softmax(scores, n)
 
@@ -156,6 +164,20 @@ def in_place(function, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         out.view(np.float32)[:] = rows[0]
         function(out.ctypes.data, others.ctypes.data, x.size)
     return out.view(np.float32)
+
+
+def add_summands(form: tags.Tag, x, y, factors) -> np.ndarray:
+    """x [rows, n] + factors [rows, summands]·y [summands, n], for one row or two."""
+    rows, n = x.shape
+    padded_y = pad(y).astype(np.float32 if form is tags.F32 else np.float16)
+    with room(pad(x).nbytes) as out:
+        found = out.view(np.float32).reshape(rows, -1)
+        found[:] = pad(x)
+        _add_summands(
+            form, found.ctypes.data, found.strides[0], padded_y.ctypes.data, padded_y.strides[0],
+            factors.ctypes.data, factors.strides[0], n, rows,
+        )  # fmt: skip
+    return found[:, :n]
 
 
 def add(x, y):

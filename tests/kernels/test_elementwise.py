@@ -5,7 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.kernels.calls import add, exp, gelu_times, rms_norm, silu_times, softmax
+from dllama.kernels import tags
+from dllama.kernels.elementwise import SUMMANDS
+from tests.kernels.calls import add, add_summands, exp, gelu_times, rms_norm, silu_times, softmax
 
 SIZES = [1, 2, 15, 16, 17, 31, 32, 33, 100, 2048]
 sizes = pytest.mark.parametrize("n", SIZES)
@@ -38,6 +40,17 @@ def test_rms_norm_of_zeros():
 def test_add(n):
     x, y = normal(n, 1), normal(n, 2)
     np.testing.assert_array_equal(add(x, y)[:n], x + y)
+
+
+@sizes
+@pytest.mark.parametrize("form", [tags.F32, tags.F16], ids=lambda form: form.name)
+@pytest.mark.parametrize("rows", [1, 2])
+def test_add_summands(n, form, rows):
+    random = np.random.default_rng(n)
+    x, factors = (random.standard_normal((rows, width), np.float32) for width in (n, SUMMANDS))
+    y = random.standard_normal((SUMMANDS, n)).astype(np.float32 if form is tags.F32 else np.float16)
+    exact = x.astype(np.float64) + factors.astype(np.float64) @ y.astype(np.float64)
+    np.testing.assert_allclose(add_summands(form, x, y, factors), exact, rtol=1e-5, atol=1e-5)
 
 
 @sizes
