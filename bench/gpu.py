@@ -82,7 +82,7 @@ def report(options: argparse.Namespace, found: dict[str, dict[str, list]]) -> No
             ("", f"an edge with r = {RANK}, {stops} stops", Figure.of(pair).text(2, " ms"), _per_second(pair)),
             ("", "  of it the cloud's passes", Figure.of(at_cloud).text(2, " ms"), ""),
             ("", "  a stop more than nothing", Figure.of(stop).text(3, " ms"), ""),
-            ("", "  a round trip of 400 bytes", Figure.of(rtt).text(3, " ms"), ""),
+            ("", "  a round trip of one byte", Figure.of(rtt).text(3, " ms"), ""),
         ]
         together = {_edges(n): [throughput(edges) for edges in rounds[_edges(n)]] for n in SEVERAL}
         for name, each in together.items():

@@ -9,7 +9,8 @@ trips, 60 Mbit/s up and 100 Mbit/s down (`bench.line`). Beside it stand what the
 
     t + stops · (round trip) + bytes / bandwidth
 
-with t the pair's time on loopback, and the paper's estimate, which counts bandwidth only (arXiv 2311.14030).
+with t the time of the model alone, and the round trip as a message of one byte takes it over that line; and the paper's
+estimate, which counts bandwidth only (arXiv 2311.14030).
 """
 
 from __future__ import annotations
@@ -45,9 +46,9 @@ def line(target: int, rtt: float) -> Iterator[str]:
         process.wait()
 
 
-def allowed(loopback_ms: float, stops: int, rtt: float, nbytes: float) -> float:
+def allowed(alone_ms: float, stops: int, rtt_ms: float, nbytes: float) -> float:
     """Milliseconds of a token that the line's physics allow; half of the bytes go each way."""
-    return loopback_ms + 1e3 * (stops * rtt + 8 * nbytes / 2 * (1 / UP + 1 / DOWN))
+    return alone_ms + stops * rtt_ms + 1e3 * 8 * nbytes / 2 * (1 / UP + 1 / DOWN)
 
 
 def main() -> None:
@@ -97,8 +98,9 @@ def report(options: argparse.Namespace, stops: int, rounds: dict[str, list]) -> 
     ]
     measured, physics, paper = [], [], []
     for rtt in ROUND_TRIPS:
-        times = [statistics.median(each["token_ms"]) for each in rounds[f"{rtt * 1e3:g} ms"]]
-        limits = [allowed(p, stops, rtt, nbytes) for p in pair]
+        here = rounds[f"{rtt * 1e3:g} ms"]
+        times = [statistics.median(each["token_ms"]) for each in here]
+        limits = [allowed(a, stops, each["rtt_ms"], nbytes) for a, each in zip(alone, here, strict=True)]
         over = Figure.of([t / limit for t, limit in zip(times, limits, strict=True)])
         measured.append(Figure.of(times).median)
         physics.append(Figure.of(limits).median)

@@ -20,14 +20,14 @@ PROBES = 60
 
 
 def round_trip(cloud: str, cluster_key, pause: float) -> float:
-    """Median milliseconds until the cloud has sent back a message of 400 bytes, about a layer's; it is asked again
-    after so many seconds, as it would be by a layer."""
+    """Median milliseconds until the cloud has sent back a message of one byte; it is asked again after so many seconds,
+    as it would be by a layer."""
     times = []
     with Link(cloud, cluster_key) as link:
         for number in range(PROBES):
             time.sleep(pause)
             start = time.perf_counter()
-            link.send(wire.encode(wire.Probe(number), bytes(400)))
+            link.send(wire.encode(wire.Probe(number), bytes(1)))
             assert link.receive(30_000)
             times.append((time.perf_counter() - start) * 1e3)
     return statistics.median(times[PROBES // 3 :])
