@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 CONNECTING_SECONDS = 0.1
 """How often links that are not up yet are looked after."""
 
-SPIN_SECONDS = {1: 0.0}.get(usable_cpus(), 200e-6 if usable_cpus() < 8 else 1e-3)
+SPIN_SECONDS = 0.0 if usable_cpus() == 1 else 200e-6 if usable_cpus() < 8 else 1e-3
 """How long to ask again and again for a message that is on its way: longer than it takes, short against what a step
 takes where nodes do not keep pace. Not where the only CPU is needed to bring it; and longer where many are idle."""
 

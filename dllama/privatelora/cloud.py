@@ -26,6 +26,7 @@ from dllama.engine.memory import available_bytes, in_units
 from dllama.errors import DllamaError
 from dllama.formats import ModelFile
 from dllama.kernels import jit
+from dllama.privatelora import travel
 from dllama.privatelora.adapter import CloudAdapter, read_cloud
 from dllama.privatelora.backends import Backend, Restarted
 from dllama.privatelora.passes import aside, take_on
@@ -161,6 +162,7 @@ class Cloud:
         """Makes the backend in the loader's thread, and talks meanwhile. Raises whatever loading raises."""
 
         def load() -> tuple[bytes, Backend]:
+            travel.prepare()
             digest = model_digest(self._model, partial(progress, "reading the model"))
             return digest, backend(self._model, partial(progress, "loading weights"))
 

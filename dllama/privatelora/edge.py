@@ -30,6 +30,7 @@ from dllama.formats import FloatType, ModelFile
 from dllama.kernels import libzmq, tags
 from dllama.kernels.team import Team, sigint_held
 from dllama.lora import LoraAdapter
+from dllama.privatelora import replies
 from dllama.privatelora.adapter import CLOUD_FILE, EDGE_FILE, CloudAdapter, EdgeAdapter, read_cloud, read_edge
 from dllama.privatelora.answers import Answers
 from dllama.privatelora.passage import Stop, most_rows, spans
@@ -93,6 +94,7 @@ class EdgeEngine:
         self._noise_key = secrets.randbits(128)
         self._digest = model_digest(model, partial(progress, "reading the model"))
         self._hub: _CloudHub | None = None
+        self._answers: Answers | None = None
         try:  # a cloud that is not there, or will not have this edge, shows before anything is compiled or loaded
             self._connect(settings.connect_timeout)
         except LinkLost as lost:
@@ -100,7 +102,9 @@ class EdgeEngine:
         act, cache = (tags.BY_NAME[kind.name.lower()] for kind in (buffer_type, kv_type))
         try:
             with compiling(self.config, buffer_type, kv_type, notify, *["adapters"] * (adapters is not None)):
-                self._answers = None if self._adapter is None else Answers(self._adapter, self._layers, self._form)
+                if self._adapter is not None:
+                    self._answers = Answers(self._adapter, self._layers, self._form)
+                    replies.prepare(self._answers.tag)
                 loaded = partial(progress, "loading weights")
                 self._forward = Forward(model, team, act, cache, context, loaded, adapters=adapters, only=own)
         except BaseException:
@@ -206,11 +210,11 @@ class EdgeEngine:
 
     def _answer_all(self, meter: _Meter, rows: int) -> tuple[wire.Leave, Sequence]:
         """Answers at each stop until the step is done: what the cloud says then."""
-        replies = meter.replies(self._answers)
-        if replies is not None:
-            replies.begin(self._step, rows)
+        compiled = meter.replies(self._answers)
+        if compiled is not None:
+            compiled.begin(self._step, rows)
         while True:
-            message, payload = self._next(meter, replies)
+            message, payload = self._next(meter, compiled)
             if type(message) is wire.Low and message.step == self._step and self._answers is not None:
                 stop = Stop(message.layer, message.product)
                 try:
@@ -218,17 +222,17 @@ class EdgeEngine:
                 except ValueError as error:
                     raise self._fault(error) from None
                 meter.send([wire.unchecked(wire.Answer(*message)), answer.data])
-                if replies is not None:
-                    replies.answered(stop)
+                if compiled is not None:
+                    compiled.answered(stop)
             elif type(message) is wire.Leave and message.step == self._step:
                 return message, payload
             elif type(message) is not wire.Beat:
                 raise self._fault(f"{type(message).__name__}, which nobody waits for")
 
-    def _next(self, meter: _Meter, replies: Replies | None = None) -> tuple:
-        """What the cloud says next that ``replies`` do not answer; it says that it is alive, at the least. Raises
+    def _next(self, meter: _Meter, compiled: Replies | None = None) -> tuple:
+        """What the cloud says next that compiled replies do not answer; it says that it is alive, at the least. Raises
         LinkLost, and ClusterError where it refuses for good."""
-        frames = replies and meter.reply(replies)
+        frames = compiled and meter.reply(compiled)
         if not frames:
             frames = meter.receive(self._settings.step_timeout * 1000)
         if frames is None:
@@ -369,13 +373,13 @@ class _Meter:
             self._hub.replies = Replies(answers, self.link)
         return self._hub.replies
 
-    def reply(self, replies: Replies) -> list | None:
+    def reply(self, compiled: Replies) -> list | None:
         """Lets them answer for a while: the frames of a message that is for others."""
-        before = replies.waited, replies.sent, replies.received
-        frames = replies.go()
-        self.waited_ms += 1e3 * (replies.waited - before[0])
-        self.sent += replies.sent - before[1]
-        self.received += replies.received - before[2] + sum(memoryview(frame).nbytes for frame in frames or ())
+        before = compiled.waited, compiled.sent, compiled.received
+        frames = compiled.go()
+        self.waited_ms += 1e3 * (compiled.waited - before[0])
+        self.sent += compiled.sent - before[1]
+        self.received += compiled.received - before[2] + sum(memoryview(frame).nbytes for frame in frames or ())
         return frames
 
     def receive(self, timeout_ms: float) -> list | None:

@@ -12,10 +12,17 @@ from dllama.engine.workspace import MAX_ROWS
 from dllama.kernels import libzmq
 from dllama.kernels.jit import compiled
 from dllama.kernels.reply import REPLY, example, reply
+from dllama.kernels.tags import Tag
 from dllama.privatelora.answers import Answers
 from dllama.privatelora.passage import Stop
 
 MAX_HEADER = 64
+
+
+def prepare(form: Tag) -> None:
+    """Compiles what an edge's answers in this form need: in the middle of a step the cloud would wait for that."""
+    if libzmq.AVAILABLE:
+        compiled(reply, form, *example())
 
 
 class Replies:

@@ -32,6 +32,13 @@ class Rows(rows.Rows):
         return x
 
 
+def prepare() -> None:
+    """Compiles what travels at stops, in all forms: a cloud that did so when an edge comes could say nothing
+    meanwhile."""
+    for form in (FloatType.F32, FloatType.F16, FloatType.Q80):
+        Targets(form, [0], 1, 1)
+
+
 class Targets:
     """What travels at a stop: rows of ``rank`` values for some targets of a product. Not for several threads.
 
