@@ -12,13 +12,13 @@ from dllama.cluster import hub, wire
 from dllama.cluster.mesh import Mesh, NodeLost
 from dllama.cluster.rounds import Form, Meeting
 from dllama.kernels import libzmq
+from dllama.kernels.headers import Prefix
 from dllama.kernels.jit import compiled
 from dllama.kernels.tags import Tag
 from dllama.kernels.trade import FAILED, GROUP, NODE, OTHER, STATE, WAIT_MS, example, trade
 from dllama.kernels.travel import decode_sum, encode
 
 AVAILABLE = libzmq.AVAILABLE
-MAX_HEADER = 64
 
 
 def serves(form: Form) -> bool:
@@ -82,10 +82,10 @@ class Direct:
         for name, parts in (("nodes", others), ("items", owners), ("sources", summed)):
             self._groups[name] = np.cumsum([0, *map(len, parts)])
         self._first_due = [number for number, group in enumerate(others) for _ in group]
-        self._header, self._frames = np.zeros(MAX_HEADER, np.uint8), libzmq.Frames()
+        self._prefix, self._frames = Prefix(), libzmq.Frames()
         self._states = np.zeros(1, STATE)
         self._state = self._states[0]
-        self._state["prefix"], self._state["frames"] = self._header.ctypes.data, self._frames.place
+        self._state["prefix"], self._state["frames"] = self._prefix.address, self._frames.place
         self._state["part"], self._state["clock"] = slots[index].ctypes.data, time.CLOCK_MONOTONIC
         self._state["spin_ns"] = int(1e9 * hub.SPIN_SECONDS)
         self._own = slots[index]
@@ -95,9 +95,8 @@ class Direct:
     def begin(self, epoch: int, step: int) -> None:
         """The exchanges that follow belong to this step."""
         self._epoch, self._step = epoch, step
-        prefix = wire.unchecked(wire.Part(epoch, step, 0))[:-1]
-        self._header[: len(prefix)] = np.frombuffer(prefix, np.uint8)
-        self._state["prefix_bytes"], self._state["round"] = len(prefix), 0
+        self._state["prefix_bytes"] = self._prefix.write(wire.unchecked(wire.Part(epoch, step, 0))[:-1])
+        self._state["round"] = 0
         self._nodes["due"], self._nodes["missing"] = self._first_due, self._nodes["expects"]
 
     @property

@@ -76,7 +76,8 @@ def shrink(thread, base, form, s, adapters, rows, layer, first, count, source, s
 
 @jit
 def expand(thread, base, form, s, adapters, rows, layer, first, count, out, out_stride):
-    """out += B·low. An item is a row, or a part of the outputs of each target."""
+    """out += B·low. An item is a row, or a part of the outputs of each target; two neighbours with the same adapter are
+    worked as one, and the other's item is empty."""
     parts = row_parts(s, s.rows, whole_blocks(s.dim) // 32)
     item = take(s.sync, base)
     while item < s.rows * parts:

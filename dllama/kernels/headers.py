@@ -1,9 +1,26 @@
 """Headers of messages that compiled code makes, and knows again: a prefix in msgpack, and numbers behind it."""
 
+import numpy as np
 from numba import types
 
 from dllama.kernels.emit import I8, I32, const, emitted
 from dllama.kernels.jit import jit
+
+ROOM = 64
+"""Bytes of the longest header."""
+
+
+class Prefix:
+    """Room for a header, at ``address``, whose beginning is the same for a while."""
+
+    def __init__(self):
+        self._room = np.zeros(ROOM, np.uint8)
+        self.address = self._room.ctypes.data
+
+    def write(self, prefix: bytes) -> int:
+        """What headers begin with from now on; the bytes of it."""
+        self._room[: len(prefix)] = np.frombuffer(prefix, np.uint8)
+        return len(prefix)
 
 
 @emitted(types.boolean)

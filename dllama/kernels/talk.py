@@ -12,6 +12,7 @@ from dllama.kernels.headers import numbered, same
 from dllama.kernels.jit import jit
 from dllama.kernels.libzmq import API, FRAME_BYTES, MORE, NOBLOCK, of_frame, send, send_on
 from dllama.kernels.stop import pack, unpack
+from dllama.kernels.travel import row_bytes
 from dllama.kernels.waiting import WAIT, heard
 
 FORMS = (tags.F32, tags.F16, tags.Q80)
@@ -54,9 +55,11 @@ def _unpack(form, data, values, picked, rank, room):
 
 @jit
 def _row_bytes(form, width):
-    """Of values as they travel."""
-    blocks = (width + 31) // 32
-    return 4 * width if form == 0 else 64 * blocks if form == 1 else 34 * blocks
+    if form == 0:
+        return row_bytes(tags.F32, width)
+    if form == 1:
+        return row_bytes(tags.F16, width)
+    return row_bytes(tags.Q80, width)
 
 
 @jit

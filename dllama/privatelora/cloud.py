@@ -304,15 +304,13 @@ class Cloud:
 
     def _run(self, group: Sequence[Session]) -> None:
         """One pass, up to the next stop or to the end."""
-        peers = {session: peer for peer, session in self._sessions.items()}
-
         unfit: list[tuple[Peer, str]] = []
 
         def tell(session: Session, message: Callable[[], list]) -> None:
             try:
-                _send(peers[session], message())
+                _send(session.peer, message())
             except Unfit as error:
-                unfit.append((peers[session], str(error)))
+                unfit.append((session.peer, str(error)))
 
         def send(lows: Sequence) -> None:
             for session, low in zip(group, lows, strict=True):
@@ -363,7 +361,6 @@ class Cloud:
 
     def _go(self, group: Sequence[Session], way: ShortWay) -> None:
         """Past some stops."""
-        peers = {session: peer for peer, session in self._sessions.items()}
         start, before = time.perf_counter(), way.passed
         try:
             self._backend.go([passage for s in group for passage in s.passages], group[0].came_from, way)
@@ -376,7 +373,7 @@ class Cloud:
             session.seconds += seconds
             session.went(way.passed, answered)
             if unfit:
-                self._refuse(peers[session], OVERFLOW)
+                self._refuse(session.peer, OVERFLOW)
         frames = way.other
         received = frames and self._listener.understand(frames)
         if received:
@@ -388,9 +385,8 @@ class Cloud:
         if len(group) > 1:  # each may be fine by itself
             self._alone_until = time.monotonic() + ALONE_SECONDS
             reason = f"{BUSY}: a pass for {len(group)} edges has failed: {reason}"
-        peers = {session: peer for peer, session in self._sessions.items()}
         for session in group:
-            self._refuse(peers[session], reason)
+            self._refuse(session.peer, reason)
 
     def _talk(self) -> None:
         """In the middle of a pass."""

@@ -375,11 +375,11 @@ class _Meter:
 
     def reply(self, compiled: Replies) -> list | None:
         """Lets them answer for a while: the frames of a message that is for others."""
-        before = compiled.waited, compiled.sent, compiled.received
         frames = compiled.go()
-        self.waited_ms += 1e3 * (compiled.waited - before[0])
-        self.sent += compiled.sent - before[1]
-        self.received += compiled.received - before[2] + sum(memoryview(frame).nbytes for frame in frames or ())
+        sent, received = compiled.traffic
+        self.waited_ms += 1e3 * compiled.waited
+        self.sent += sent
+        self.received += received + sum(memoryview(frame).nbytes for frame in frames or ())
         return frames
 
     def receive(self, timeout_ms: float) -> list | None:

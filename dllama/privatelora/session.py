@@ -61,7 +61,7 @@ class Session:
 
     def __init__(self, wanted: dict, adapter: CloudAdapter | None, number: int, backend: Backend, peer: Peer):
         self.layers, self.context, self.number = range(*wanted["layers"]), wanted["context"], number
-        self._backend = backend
+        self._backend, self.peer = backend, peer
         self._shape = None if adapter is None else adapter.shape
         self._stops = list(stops(self._shape, self.layers))
         form = FloatType(wanted["form"])
@@ -155,7 +155,7 @@ class Session:
 
     def talk(self) -> EdgeTalk | None:
         """What compiled code has to know to take it past the next stops; None where there are none, or nobody."""
-        if self._talk is None or self._next == len(self._stops) or self._talk.peer.lost:
+        if self._talk is None or self._next == len(self._stops) or self.peer.lost:
             return None
         self._talk.begin(self._step, self.rows)
         return self._talk

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dllama.cluster import hub, wire
+from dllama.cluster import hub
 from dllama.cluster.listener import Peer
 from dllama.engine.weights import padded
 from dllama.formats import FloatType
 from dllama.kernels import libzmq, tags
 from dllama.kernels.talk import ANSWERED, EDGE, FORMS, STOP, TALK, UNFIT
+from dllama.privatelora.headers import Headers
 from dllama.privatelora.passage import PRODUCTS, Stop
 from dllama.privatelora.shape import AdapterShape
 
@@ -20,7 +21,6 @@ SHORT_ROWS = 16
 """Of all edges that may take it together. A pass of more rows takes long, and is worked in a thread of its own."""
 SECONDS = 0.25
 """After that the cloud looks round for others."""
-MAX_HEADER = 64
 
 
 class EdgeTalk:
@@ -33,7 +33,7 @@ class EdgeTalk:
         self.stops, self.shape, self.peer = list(stops), shape, peer
         self.path = tuple(self.stops), tuple(shape.targets)  # edges go together if they have the same
         self._id = np.frombuffer(peer.routing_id, np.uint8)
-        self._low, self._answer = (np.zeros(MAX_HEADER, np.uint8) for _ in range(2))
+        self._headers = Headers()
         self.record = np.zeros(1, EDGE)
         values = {
             "form": FORMS.index(tags.BY_NAME[form.name.lower()]),
@@ -41,18 +41,15 @@ class EdgeTalk:
             "r_d2c": shape.r_d2c,
             "id": self._id.ctypes.data,
             "id_bytes": len(self._id),
-            "low": self._low.ctypes.data,
-            "answer": self._answer.ctypes.data,
+            "low": self._headers.low.address,
+            "answer": self._headers.answer.address,
         }
         for name, value in values.items():
             self.record[name] = value
 
     def begin(self, step: int, rows: int) -> None:
         """Some rows of a step are about to go on."""
-        for room, name, kind in ((self._low, "low_bytes", wire.Low), (self._answer, "answer_bytes", wire.Answer)):
-            prefix = wire.unchecked(kind(step, 0, 0))[:-2]
-            room[: len(prefix)] = np.frombuffer(prefix, np.uint8)
-            self.record[name] = len(prefix)
+        self._headers.begin(self.record, step)
         self.record["rows"] = rows
 
 

@@ -6,10 +6,7 @@ import numpy as np
 import pytest
 
 from dllama.formats import FloatType
-from dllama.kernels import tags
-from dllama.kernels.team import Team
 from dllama.privatelora.adapter import CloudAdapter
-from dllama.privatelora.backends.cpu import CpuBackend
 from dllama.privatelora.backends.torch import open_torch
 from tests.engine.models import BLOCKED, BLOCKED_MOE, GQA, MHA, SHAPES, random_model
 from tests.privatelora.backends.edges import Edge, agree, alternately, several_edges, shape_of, step
@@ -17,19 +14,6 @@ from tests.privatelora.backends.edges import Edge, agree, alternately, several_e
 torch = pytest.importorskip("torch", reason="needs torch")
 if not torch.cuda.is_available():
     pytest.skip("needs a GPU", allow_module_level=True)
-
-
-@pytest.fixture(scope="module")
-def team():
-    team = Team(2)
-    yield team
-    team.close()
-
-
-@pytest.fixture
-def on_cpu(team):
-    """Opens a model with the CPU's backend, in F32."""
-    return lambda model: CpuBackend(model, team, tags.F32, tags.F32)
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -8,10 +8,7 @@ import pytest
 
 from dllama.errors import KernelError, ModelError, OutOfMemoryError
 from dllama.formats import FloatType
-from dllama.kernels import tags
-from dllama.kernels.team import Team
 from dllama.privatelora.adapter import CloudAdapter
-from dllama.privatelora.backends.cpu import CpuBackend
 from dllama.privatelora.backends.torch import open_torch
 from dllama.privatelora.frozen_weights import MOST_ADAPTERS
 from dllama.privatelora.passage import stops
@@ -21,19 +18,6 @@ from tests.privatelora.backends.edges import CONTEXT, Edge, agree, alternately, 
 torch = pytest.importorskip("torch", reason="needs torch")
 
 from dllama.privatelora.backends.torch.plan import MOST_MIXTURES  # noqa: E402
-
-
-@pytest.fixture(scope="module")
-def team():
-    team = Team(2)
-    yield team
-    team.close()
-
-
-@pytest.fixture
-def on_cpu(team):
-    """Opens a model with the CPU's backend, in F32."""
-    return lambda model: CpuBackend(model, team, tags.F32, tags.F32)
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -1,8 +1,9 @@
 """The cloud's layers on torch: CUDA where it is, and torch's CPU, so that the same code is tested everywhere.
 
-``weights`` holds matrices on the device, ``pages`` keys and values, ``adapters`` A and B; ``stack`` computes the
-products of a layer and what is between them, ``plan`` prepares a batch of rows for that, ``recorder`` captures CUDA
-graphs, and ``backend`` ties them to the interface. Nothing here imports torch before it is asked for.
+``weights`` holds matrices on the device, ``pages`` keys and values, ``adapters`` A and B, ``staging`` what comes and
+goes; ``triton_products`` multiplies with packed matrices, ``stack`` computes the products of a layer and what is
+between them, ``plan`` prepares a batch of rows for that, ``recorder`` captures CUDA graphs, and ``backend`` ties them
+to the interface. Nothing here imports torch before it is asked for.
 """
 
 from __future__ import annotations
