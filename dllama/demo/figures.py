@@ -13,7 +13,7 @@ class Figures:
     prompt; there has to be one.
 
     tokens_per_second: that is generated;  sent_bytes, received_bytes: by the edge, for a token
-    network_ms: of a token, waited for the cloud while that was not at work on it
+    network_ms: of a token, while it was away and the cloud not at work on it
     """
 
     right: int
@@ -27,13 +27,11 @@ class Figures:
 def figures(answers: Sequence[Answer]) -> Figures:
     """The averages over some answers of one model."""
     pieces = [piece for answer in answers for piece in answer.pieces[1:]]
-    waited = fmean(piece.transfer_ms for piece in pieces)
-    in_cloud = fmean(sum(node.inference_ms for node in piece.nodes[1:]) for piece in pieces)
     return Figures(
         right=sum(answer.is_right for answer in answers),
         asked=len(answers),
         tokens_per_second=1e3 / fmean(piece.generation_ms for piece in pieces),
         sent_bytes=fmean(piece.sent_bytes for piece in pieces),
         received_bytes=fmean(piece.received_bytes for piece in pieces),
-        network_ms=waited - in_cloud,
+        network_ms=fmean(sum(node.transfer_ms for node in piece.nodes[1:]) for piece in pieces),
     )

@@ -177,8 +177,10 @@ class EdgeEngine:
         back = list(wanted) if inside else list(range(len(rows)))
         with sigint_held():  # the cloud would wait for the rest of the step
             enter = wire.Enter(self._step, _runs(rows), back, tuple(freed))
+            sent = time.perf_counter()
             meter.send(wire.encode(enter, self._stream.encode(x).data))
             message, payload = self._answer_all(meter, len(rows))
+            away = (time.perf_counter() - sent) * 1e3
         found, asked = {}, range(len(back)) if inside else wanted
         if back:
             try:
@@ -195,7 +197,8 @@ class EdgeEngine:
                 found |= {row: reduce(values, 0, reduction) for row, values in zip(here, logits, strict=True)}
         elapsed = (time.perf_counter() - start) * 1e3
         own = NodeCost("edge", elapsed - meter.waited_ms, meter.waited_ms, meter.sent, meter.received)
-        cloud = NodeCost(self._settings.cloud, message.inference_us / 1e3, 0.0, meter.received, meter.sent)
+        at_work = message.inference_us / 1e3  # in part while the edge answers, and so does not wait
+        cloud = NodeCost(self._settings.cloud, at_work, away - at_work, meter.received, meter.sent)
         self.cost = own, cloud
         return [found[row] for row in asked]
 

@@ -1,5 +1,7 @@
 """Edge and cloud over real sockets: the logits are those of one node with the adapter merged."""
 
+import time
+
 import numpy as np
 import pytest
 
@@ -210,3 +212,17 @@ def test_a_and_b_from_a_file(four, tmp_path):
                 pass
         with edge(model, cloud.address, adapter=tmp_path / EDGE_FILE) as engine:
             assert off(run(engine, tokens), expected) < 1e-4, "where it has none it does without"
+
+
+def test_what_a_step_costs(four):
+    """The cloud works in part while the edge answers: only what it does not work is lost to the network."""
+    model, cloud, folder, _ = four
+    with edge(model, cloud.address, adapter=folder) as engine:
+        for count in (9, 1):
+            start = time.perf_counter()
+            run(engine, some_tokens(model, count))
+            seconds = time.perf_counter() - start
+            own, far = engine.cost
+            assert own.inference_ms > 0 and own.transfer_ms > 0
+            assert far.inference_ms > 0 and far.transfer_ms > 0
+            assert far.inference_ms + far.transfer_ms < 1e3 * seconds
