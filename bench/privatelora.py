@@ -3,9 +3,9 @@
     python -m bench.privatelora                     # the 7B shape, r = 128 on q, k and v, values travel as Q80
     python -m bench.privatelora --shape tinyllama-1.1b --tokens 32
 
-Edge and cloud are two processes on this machine, one thread each. Each round measures in turn: the cloud's model alone
-(one node, the cloud's threads); the pair on loopback; two edges at once; and the pair over a line with added round
-trips, 60 Mbit/s up and 100 Mbit/s down (`bench.line`). Beside it stand what the line's physics allow,
+Edge and cloud are two processes on this machine, one thread each. Each round starts them anew and measures in turn: the
+cloud's model alone (one node, the cloud's threads); the pair on loopback; two edges at once; and the pair over a line
+with added round trips, 60 Mbit/s up and 100 Mbit/s down (`bench.line`). Beside it stand what the line's physics allow,
 
     t + stops · (round trip) + bytes / bandwidth
 
@@ -25,9 +25,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from bench.edges import RANK, cloud_for, generate, make_adapter, throughput, wait_for
-from bench.harness import find_weights, job_of, question, take_turns
+from bench.harness import find_weights, job_of, question
 from bench.report import Figure, print_table, save
-from bench.runs import REPOSITORY, run
+from bench.runs import REPOSITORY, Weights, run
 from dllama.formats import ModelFile
 
 ROUND_TRIPS = (0.2e-3, 1e-3, 5e-3, 20e-3)
@@ -53,10 +53,20 @@ def allowed(alone_ms: float, stops: int, rtt_ms: float, nbytes: float) -> float:
 
 def main() -> None:
     options = question(__doc__, shape="llama2-7b", tokens=24, prompt=16)
-    job = job_of(argparse.Namespace(**{**vars(options), "threads": 1}))
     weights = find_weights(options.shape, options.dir, gguf=False)
     with ModelFile(weights.model) as model:
         stops = model.config.n_layers
+    rounds: dict[str, list] = {}
+    for number in range(options.rounds):
+        print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
+        for name, found in one_round(options, weights).items():
+            rounds.setdefault(name, []).append(found)
+    report(options, stops, rounds)
+
+
+def one_round(options: argparse.Namespace, weights: Weights) -> dict[str, object]:
+    """Everything once, with a cloud of its own: how its memory happens to lie is part of what is found."""
+    job = job_of(argparse.Namespace(**{**vars(options), "threads": 1}))
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         adapter = make_adapter(weights, folder / "adapter")
@@ -76,8 +86,11 @@ def main() -> None:
             sides[f"{rtt * 1e3:g} ms"] = lambda far=far: generate(far)[0]
             all_of_them.append(far)
         wait_for(*all_of_them)
-        rounds = take_turns(options.rounds, sides)
-    report(options, stops, rounds)
+        found = {}
+        for name, side in sides.items():
+            print(f"  {name}", file=sys.stderr)
+            found[name] = side()
+        return found
 
 
 def report(options: argparse.Namespace, stops: int, rounds: dict[str, list]) -> None:

@@ -33,6 +33,11 @@ class Product:
             products = e.add(even, odd)
         return e.add(state, products)
 
+    def accumulate_nibbles(self, e, state, stored, low, high):
+        """As ``accumulate`` with the low nibbles of a vector of bytes, and then with the high ones."""
+        state = self.accumulate(e, state, e.and_(stored, const(stored.type, 15)), low)
+        return self.accumulate(e, state, e.lshr(stored, const(stored.type, 4)), high)
+
     def finish(self, e, state):
         """The int32 lanes of a state."""
         return state
@@ -48,11 +53,17 @@ class Isa:
     """Tokens that the matrix-matrix product works on at once."""
     tile_vectors = 1
     """Vectors of weight rows that it works on at once."""
+    float_sums = 4
+    """Vectors of 16 float sums that its registers hold beside what is multiplied."""
     ahead: tuple[tuple[int, int], ...] = ()
     """Where several tokens keep the CPU busy: how many bytes ahead of their use weights are asked for, and for which
     level of cache."""
     nibbles = Product()
     int8 = Product()
+
+    def nibbles_for(self, tokens):
+        """The product of ``nibbles`` that is fastest with so many tokens."""
+        return self.nibbles
 
     def quads(self, e, address):
         """The 8 groups of four neighbouring int8 at an address, each in all lanes of a vector."""

@@ -54,8 +54,8 @@ def weight_bytes(e, weight):
     return const(I64, weight.nbytes)
 
 
-def _product(weight):
-    return ISA.nibbles if weight is tags.Q40 else ISA.int8
+def _product(weight, tokens=1):
+    return ISA.nibbles_for(tokens) if weight is tags.Q40 else ISA.int8
 
 
 @emitted()
@@ -91,7 +91,7 @@ def _tile(tokens):
     def multiply(e, weight, w, columns, x, x_stride, out, out_stride):
         if weight.block == 1:  # compiled for float weights too, which never come here
             return
-        product = _product(weight)
+        product = _product(weight, tokens)
         floats, whole = vec(F32, LANES), vec(I8, ISA.vector)
         vectors = range(ISA.tile_vectors)
         sums = [[e.variable(const(floats, 0.0)) for _ in vectors] for _ in range(tokens)]
@@ -106,19 +106,14 @@ def _tile(tokens):
             states = [[product.begin(e, _start(e, weight, act)) for _ in vectors] for act in acts]
 
             quads = [ISA.quads(e, act) for act in acts]
-
-            def accumulate(weights, index, quads=quads, states=states):
+            for i in range((weight.nbytes - 2) // 4):
+                stored = [e.load(whole, group, ROWS * (2 + 4 * i) + ISA.vector * v) for v in vectors]
                 for quad, state in zip(quads, states, strict=True):
                     for v in vectors:
-                        state[v] = product.accumulate(e, state[v], weights[v], quad[index])
-
-            for quad in range((weight.nbytes - 2) // 4):
-                stored = [e.load(whole, group, ROWS * (2 + 4 * quad) + ISA.vector * v) for v in vectors]
-                if weight is tags.Q40:
-                    accumulate([e.and_(s, const(whole, 15)) for s in stored], quad)
-                    accumulate([e.lshr(s, const(whole, 4)) for s in stored], 4 + quad)
-                else:
-                    accumulate(stored, quad)
+                        if weight is tags.Q40:
+                            state[v] = product.accumulate_nibbles(e, state[v], stored[v], quad[i], quad[4 + i])
+                        else:
+                            state[v] = product.accumulate(e, state[v], stored[v], quad[i])
             for v in vectors:
                 scale = ISA.half_to_float(e, e.load(vec(I16, LANES), group, 2 * LANES * v))
                 for act, state, total in zip(acts, states, sums, strict=True):
@@ -131,7 +126,7 @@ def _tile(tokens):
 
     def _start(e, weight, act):
         """Where the int32 sums begin, so that the weights' offset cancels: -offset·Σ values."""
-        product = _product(weight)
+        product = _product(weight, tokens)
         total = e.load(I32, act, ACT_SUM)
         if weight is tags.Q80:
             total = e.mul(total, const(I32, product.offset // 8))
