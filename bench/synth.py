@@ -53,6 +53,7 @@ SHAPES = {
     "tinyllama-1.1b": _llama(2048, 5632, 22, 32, 4, 32000, 2048),
     "llama2-7b": _llama(4096, 11008, 32, 32, 32, 32000, 4096),
     "llama2-13b": _llama(5120, 13824, 40, 40, 40, 32000, 4096),
+    "llama2-70b-8-layers": _llama(8192, 28672, 8, 64, 8, 32000, 4096),  # of its 80; each costs what it costs there
     "llama3-8b": _llama(4096, 14336, 32, 32, 8, 128256, 8192, rope_theta=500000.0),
 }
 

@@ -1,3 +1,3 @@
-from converter.cli import main
+from dllama.start import convert
 
-main(prog_name="python -m converter")
+convert(prog_name="python -m converter")

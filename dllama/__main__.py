@@ -1,5 +1,5 @@
 """``python -m dllama``: the command line without an installed script."""
 
-from dllama.cli import main
+from dllama.start import dllama
 
-main()
+dllama()

@@ -91,10 +91,10 @@ class SeveralValues(click.Command):
 
     def parse_args(self, ctx, args):
         repeatable = {name for param in self.params if param.multiple for name in param.opts}
-        return super().parse_args(ctx, list(_repeated(args, repeatable)))
+        return super().parse_args(ctx, list(_repeated(args, repeatable, ctx)))
 
 
-def _repeated(args: list[str], names: set[str]) -> Iterator[str]:
+def _repeated(args: list[str], names: set[str], ctx: click.Context) -> Iterator[str]:
     """The arguments with ``--name a b c`` written as ``--name a --name b --name c``."""
     name, values = None, 0
     for arg in args:
@@ -103,6 +103,8 @@ def _repeated(args: list[str], names: set[str]) -> Iterator[str]:
                 yield name
             values += 1
         else:
+            if name and not values:  # click would take the next option for its value
+                raise click.BadOptionUsage(name, f"Option {name!r} requires an argument.", ctx)
             option, equals, _ = arg.partition("=")
             name, values = (option if option in names else None), bool(equals)
         yield arg

@@ -37,10 +37,12 @@ class Run:
 
 def start_lines(llama: Llama, settings: SamplerSettings) -> str:
     """What was loaded and how it runs."""
+    from dllama.kernels.team import in_threads
+
     seed = f", seed {settings.seed}" if settings.temperature else ""
     return (
         f"💡 {describe(llama.config)}\n"
-        f"💡 context {llama.context}, {llama.nthreads} threads, {llama.kernels} kernels{seed}\n"
+        f"💡 context {llama.context}, {in_threads(llama.nthreads)}, {llama.kernels} kernels{seed}\n"
         f"⏩ loaded in {llama.load_ms:.0f} ms"
     )
 

@@ -149,7 +149,7 @@ def worker(
     key = None if insecure else _key(key_file, host, port, bool(device))
 
     from dllama.cli.pulse import Pulse
-    from dllama.kernels.team import usable_cpus
+    from dllama.kernels.team import in_threads, usable_cpus
 
     threads = nthreads or usable_cpus()
     if device:
@@ -184,7 +184,7 @@ def worker(
             measured=parent_fd is None,  # a root that starts workers of its own has ratios
         )
         served = Worker(settings, progress.say, progress)
-        does = f"{threads} threads"
+        does = in_threads(threads)
     where = _join(host if host not in ANY_HOST else _own_address(), served.port)
     how = "--insecure: anybody who reaches it can use this device" if insecure else f"cluster key {key.fingerprint}"
     log(f"listening on {_join(host, served.port)}, {does}, {how}")

@@ -53,13 +53,16 @@ class Supply:
         that has changed on disk."""
         for node, job in self._jobs.items():
             self._send(node, job.message())
+        turns = 0
         while self._waiting:
             sent = [self._feed(node) for node in sorted(self._open)]
-            if not self._receive(0 if any(sent) else 200):
+            turns = turns + 1 if self._receive(0 if any(sent) else 200) else 0
+            if turns % len(self._links) == 0:
                 self._check()
 
     def _check(self) -> None:
-        """When there is nothing to read: has any worker been silent for too long?"""
+        """When there is nothing to read, or every link that has something had its turn: has any worker been silent for
+        too long?"""
         for node in self._waiting:
             if time.monotonic() - self._heard[node] > SILENCE_SECONDS:
                 raise NodeLost(node, f"it has not been heard of for {SILENCE_SECONDS:g} s")

@@ -12,6 +12,7 @@ from dllama.doctor.finding import Finding, State
 from dllama.engine.memory import in_units
 from dllama.errors import ClusterError, PlanError
 from dllama.formats import ModelFile
+from dllama.kernels.team import in_threads
 
 CONNECT_SECONDS = 5.0
 SLOW_LINK = 50e6
@@ -62,7 +63,7 @@ def worker_findings(address: str, key: ClusterKey | None) -> tuple[NodeSpec | No
             address,
             "speed",
             State.OK,
-            f"{speed} GB of weights a second with {spec.threads} threads",
+            f"{speed} GB of weights a second with {in_threads(spec.threads)}",
             value=spec.read_speed,
         ),
         memory(address, spec),

@@ -196,6 +196,11 @@ class Team:
         self._start, self._threads = [], []
 
 
+def in_threads(count: int) -> str:
+    """In words: "4 threads"."""
+    return f"{count} thread{'' if count == 1 else 's'}"
+
+
 def usable_cpus() -> int:
     """CPUs that this process may run on."""
     if hasattr(os, "sched_getaffinity"):

@@ -15,6 +15,7 @@ import pytest
 from dllama import Llama, SamplerSettings
 from dllama.embedded import model_path
 from dllama.formats import ModelFile
+from dllama.kernels.team import in_threads
 from dllama.lora import write_lora
 from tests.cli.conftest import CONFIG
 from tests.cli.program import ROOT, command, dllama, error, fails, succeeds
@@ -57,7 +58,7 @@ def test_lines_are_prompt_tokens_averages(greedy):
 
 def test_what_was_loaded_is_told_on_standard_error(greedy):
     statistics = greedy["statistics"]
-    assert f"{statistics['nthreads']} threads, {statistics['kernels']} kernels" in greedy["stderr"]
+    assert f"{in_threads(statistics['nthreads'])}, {statistics['kernels']} kernels" in greedy["stderr"]
     assert "error" not in greedy["stderr"]
 
 

@@ -76,7 +76,7 @@ def test_a_worker_as_a_service(manager, tmp_path, monkeypatch):
         while said.count("WATCHDOG=1") < 2:
             said.append(told(manager))
         assert said[0] == (
-            f"STATUS=listening on {worker.address}, 1 threads, --insecure: anybody who reaches it can use this device"
+            f"STATUS=listening on {worker.address}, 1 thread, --insecure: anybody who reaches it can use this device"
         )
         assert said[1] == "READY=1"
         assert worker.end(signal.SIGTERM) == 0

@@ -175,7 +175,7 @@ def test_plans_that_cannot_be_made(small_model, args, message):
         ((), "either --nodes or --count is needed"),
         (("--nodes", "a", "--count", 2), "either --nodes or --count is needed"),
         (("--nodes",), "Option '--nodes' requires an argument"),
-        (("--nodes", "--json"), "'--json' is not a node such as"),
+        (("--nodes", "--json"), "Option '--nodes' requires an argument"),
         (
             ("--nodes", "a=fast"),
             "node a: 'fast' is not a speed (4GB/s), memory (2GiB), link (1gbit), latency (0.2ms) or",

@@ -50,7 +50,7 @@ def test_the_first_start_makes_a_key_and_tells_how_to_join(worker):
     assert f"  {copy}\n  dllama inference --model model.m" in shown
     assert f"  {copy}\n  dllama worker\n" in shown
     assert not any(half.decode() in shown for half in key)
-    worker.says(rf"^\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d listening on .*, 1 threads, cluster key {key.fingerprint}$")
+    worker.says(rf"^\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d listening on .*, 1 thread, cluster key {key.fingerprint}$")
     worker.says(rf"a root reaches it with --workers {worker.address}$")
 
 

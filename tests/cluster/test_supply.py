@@ -2,10 +2,13 @@
 
 import os
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
 from dllama import Llama, SamplerSettings
+from dllama.cluster import supply, wire
+from dllama.cluster.mesh import NodeLost
 from dllama.cluster.settings import ClusterSettings
 from dllama.errors import ClusterError, FileError, PlanError
 from dllama.formats import FloatType
@@ -157,3 +160,28 @@ def test_a_model_that_changes_on_disk(workers, tmp_path, files):
         os.utime(path)
         with pytest.raises(FileError, match=changed):
             list(pieces)
+
+
+class Link:
+    def send(self, frames):
+        pass
+
+
+class Chatter:
+    """A hub whose one link always has something to say."""
+
+    def __init__(self, link, message):
+        self.received = link, message
+
+    def receive(self, timeout_ms):
+        return self.received
+
+
+def test_a_silent_worker_is_noticed_however_much_another_says(monkeypatch):
+    monkeypatch.setattr(supply, "SILENCE_SECONDS", 0.1)
+    links = {node: Link() for node in (1, 2)}
+    job = SimpleNamespace(epoch=7, message=lambda: wire.Bye())
+    hub = Chatter(links[1], wire.encode(wire.Got(7, 0)))
+    with pytest.raises(NodeLost, match=r"it has not been heard of for 0\.1 s") as lost:
+        supply.Supply(None, hub, links, {1: job, 2: job}, (), lambda *done: None).run()
+    assert lost.value.node == 2

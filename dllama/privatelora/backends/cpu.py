@@ -21,7 +21,7 @@ from dllama.kernels import jit, tags
 from dllama.kernels.jit import compiled
 from dllama.kernels.libzmq import AVAILABLE
 from dllama.kernels.talk import example
-from dllama.kernels.team import Team
+from dllama.kernels.team import Team, in_threads
 from dllama.privatelora.adapter import CloudAdapter
 from dllama.privatelora.frozen_weights import FrozenWeights
 from dllama.privatelora.passage import Passage, Stop
@@ -61,7 +61,7 @@ class CpuBackend(Workspace):
     ):
         config = source.config
         super().__init__(source, team, act, cache, config.seq_len, progress, shape, ends=False, low_width=config.dim)
-        self.device = f"cpu, {team.nthreads} threads, {jit.ISA.name} kernels"
+        self.device = f"cpu, {in_threads(team.nthreads)}, {jit.ISA.name} kernels"
         form = tags.F32 if act is tags.F32 else tags.F16
         self._frozen = FrozenWeights(config, form, slices)
         self._with = self.weights.layers, self.weights.experts, self._frozen.records, form

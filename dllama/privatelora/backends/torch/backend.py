@@ -18,6 +18,7 @@ from dllama.engine.memory import in_units
 from dllama.engine.weights import Source
 from dllama.engine.workspace import MAX_ROWS
 from dllama.errors import ModelError, OutOfMemoryError
+from dllama.kernels.team import in_threads
 from dllama.privatelora.adapter import CloudAdapter
 from dllama.privatelora.backends.torch import pages
 from dllama.privatelora.backends.torch.adapters import Adapters
@@ -58,7 +59,7 @@ class TorchBackend:
         dtype = DTYPES[weights or ("f16" if self._cuda else "f32")]
         packed = weights is None and self.config.weight_type in PACKED
         form = self.config.weight_type.name if packed else str(dtype).removeprefix("torch.")
-        name = torch.cuda.get_device_name() if self._cuda else f"cpu, {torch.get_num_threads()} threads"
+        name = torch.cuda.get_device_name() if self._cuda else f"cpu, {in_threads(torch.get_num_threads())}"
         self.device = f"{name}, torch, {form} weights"
         _check_fits(self.device, _free_bytes(self._cuda), Stack.nbytes(source, dtype, packed))
         with self._memory_told("loading the layers"):
