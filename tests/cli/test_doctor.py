@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import subprocess
 
 import pytest
@@ -101,7 +102,7 @@ def test_the_workers_themselves(worker, tmp_path):
     ssh = tmp_path / "ssh"
     ssh.write_text(
         '#!/bin/sh\nwhile [ "$1" != -- ]; do shift; done\n[ "$2" = pi@127.0.0.1 ] || exit 1\n'
-        'dllama() { python -m dllama "$@"; }\neval "$3"\n'
+        f'dllama() {{ {sys.executable} -m dllama "$@"; }}\neval "$3"\n'
     )
     ssh.chmod(0o755)
     path = {**worker.environment, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
