@@ -1,6 +1,8 @@
 """How fast this machine works through weights, for the plan."""
 
 import time
+from collections.abc import Sequence
+from statistics import fmean
 
 import numpy as np
 
@@ -20,6 +22,8 @@ LONG_SECONDS = 1.0
 """How long where that turns out to be so, or others use the machine too."""
 STEADY = 0.8
 """A machine is steady where so much of the time is spent as if each pass were the fastest."""
+STOPPED = 3
+"""It was stopped in between where a pass took so many times as long as the fastest."""
 
 
 @jit
@@ -47,7 +51,14 @@ def read_speed(team: Team) -> float:
         passes.append(_seconds(team, args))
         if sum(passes) >= SECONDS and len(passes) * min(passes) < STEADY * sum(passes):
             limit = LONG_SECONDS
-    return len(passes) * len(weights) / sum(passes)
+    return len(weights) / _mean(passes)
+
+
+def _mean(passes: Sequence[float]) -> float:
+    """Of seconds, from the end of one stop to the end of another where there are any: these are whole turns, however
+    long the machine's turns are."""
+    stops = [i for i, seconds in enumerate(passes) if seconds > STOPPED * min(passes)]
+    return fmean(passes[stops[0] + 1 : stops[-1] + 1] if len(stops) > 1 else passes)
 
 
 def _seconds(team: Team, args: tuple) -> float:

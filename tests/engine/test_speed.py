@@ -70,6 +70,14 @@ def test_a_machine_that_is_not_steady_is_measured_for_longer(team, clock):
     assert found == pytest.approx(claimed_bytes(team) / 0.1)
 
 
+def test_a_machine_that_is_let_run_for_turns_is_measured_over_whole_ones(team, clock):
+    turn = 0.01, 0.01, 0.01, 0.08
+    clock(*turn)
+    found = speed.read_speed(team)
+    assert len(team.runs) == 1 + 9 * len(turn) + 1, "a second ends in the middle of a turn"
+    assert found == pytest.approx(claimed_bytes(team) / (sum(turn) / len(turn)))
+
+
 @pytest.mark.parametrize("items", [1, 2, 5])
 def test_every_byte_is_read(items):
     """A change to any byte of the item that comes last changes what is left in the end, however many there are."""
