@@ -61,9 +61,22 @@ def find_weights(shape: str, folder: Path, gguf: bool = True) -> Weights:
 
 def take_turns(rounds: int, sides: dict[str, Callable[[], object]]) -> dict[str, list]:
     """Call each side once a round, in turn, and collect what it returns."""
-    found = {name: [] for name in sides}
+    return in_rounds(rounds, lambda label: one_turn(label, sides))
+
+
+def in_rounds(rounds: int, turn: Callable[[str], dict[str, object]]) -> dict[str, list]:
+    """Collect what a turn of each round returns by name; it is given the round's label."""
+    found: dict[str, list] = {}
     for i in range(rounds):
-        for name, side in sides.items():
-            print(f"round {i + 1} of {rounds}: {name}", file=sys.stderr, flush=True)
-            found[name].append(side())
+        for name, each in turn(f"round {i + 1} of {rounds}").items():
+            found.setdefault(name, []).append(each)
+    return found
+
+
+def one_turn(label: str, sides: dict[str, Callable[[], object]]) -> dict[str, object]:
+    """Call each side once, and tell so."""
+    found = {}
+    for name, side in sides.items():
+        print(f"{label}: {name}", file=sys.stderr, flush=True)
+        found[name] = side()
     return found

@@ -22,10 +22,11 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 from bench.edges import RANK, cloud_for, generate, make_adapter, throughput, wait_for
-from bench.harness import find_weights, job_of, question
+from bench.harness import find_weights, in_rounds, job_of, one_turn, question
 from bench.report import Figure, print_table, save
 from bench.runs import REPOSITORY, Weights, run
 from dllama.formats import ModelFile
@@ -56,15 +57,10 @@ def main() -> None:
     weights = find_weights(options.shape, options.dir, gguf=False)
     with ModelFile(weights.model) as model:
         stops = model.config.n_layers
-    rounds: dict[str, list] = {}
-    for number in range(options.rounds):
-        print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
-        for name, found in one_round(options, weights).items():
-            rounds.setdefault(name, []).append(found)
-    report(options, stops, rounds)
+    report(options, stops, in_rounds(options.rounds, partial(one_round, options, weights)))
 
 
-def one_round(options: argparse.Namespace, weights: Weights) -> dict[str, object]:
+def one_round(options: argparse.Namespace, weights: Weights, label: str) -> dict[str, object]:
     """Everything once, with a cloud of its own: how its memory happens to lie is part of what is found."""
     job = job_of(argparse.Namespace(**{**vars(options), "threads": 1}))
     with ExitStack() as stack:
@@ -86,11 +82,7 @@ def one_round(options: argparse.Namespace, weights: Weights) -> dict[str, object
             sides[f"{rtt * 1e3:g} ms"] = lambda far=far: generate(far)[0]
             all_of_them.append(far)
         wait_for(*all_of_them)
-        found = {}
-        for name, side in sides.items():
-            print(f"  {name}", file=sys.stderr)
-            found[name] = side()
-        return found
+        return one_turn(label, sides)
 
 
 def report(options: argparse.Namespace, stops: int, rounds: dict[str, list]) -> None:

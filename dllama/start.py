@@ -15,8 +15,10 @@ def _start(module: str, **options) -> None:
 
 
 def dllama(**options) -> None:
+    """The script of this name; ``options``: as of a command's ``main``."""
     _start("dllama.cli", **options)
 
 
 def convert(**options) -> None:
+    """dllama-convert."""
     _start("converter.cli", **options)

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
 SLOW = """
 import importlib, signal, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
@@ -19,7 +20,7 @@ importlib.import_module = slow
 @pytest.mark.parametrize("name, module", [("dllama", "dllama.cli"), ("convert", "converter.cli")])
 def test_ctrl_c_ends_it_quietly(name, module):
     script = f"{SLOW}from dllama.start import {name}; {name}()"
-    with subprocess.Popen([sys.executable, "-c", script], stdout=-1, stderr=-1, text=True) as process:
+    with subprocess.Popen([sys.executable, "-c", script], **PIPES, text=True) as process:
         assert process.stdout.readline() == f"{module}\n"
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=30)

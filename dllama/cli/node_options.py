@@ -95,7 +95,8 @@ class SeveralValues(click.Command):
 
 
 def _repeated(args: list[str], names: set[str], ctx: click.Context) -> Iterator[str]:
-    """The arguments with ``--name a b c`` written as ``--name a --name b --name c``."""
+    """The arguments with ``--name a b c`` written as ``--name a --name b --name c``. Raises BadOptionUsage for a name
+    with no value before the next option."""
     name, values = None, 0
     for arg in args:
         if not arg.startswith("-") and name:

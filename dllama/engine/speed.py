@@ -55,10 +55,11 @@ def read_speed(team: Team) -> float:
 
 
 def _mean(passes: Sequence[float]) -> float:
-    """Of seconds, from the end of one stop to the end of another where there are any: these are whole turns, however
-    long the machine's turns are."""
+    """Of seconds, from the end of one stop to the end of the last: these are whole turns, however long the machine's
+    turns are. Of all seconds where the stops lie close together, and so are no turns."""
     stops = [i for i, seconds in enumerate(passes) if seconds > STOPPED * min(passes)]
-    return fmean(passes[stops[0] + 1 : stops[-1] + 1] if len(stops) > 1 else passes)
+    whole = passes[stops[0] + 1 : stops[-1] + 1] if stops else []
+    return fmean(whole if 2 * sum(whole) > sum(passes) else passes)
 
 
 def _seconds(team: Team, args: tuple) -> float:

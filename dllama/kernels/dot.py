@@ -84,17 +84,16 @@ def multiply_rows(weight, w, w_stride, rows, columns, x, x_stride, tokens, out, 
     multiple of 32 values. For more than one token, x and out have room for a multiple of ``TOKENS`` rows. A sum has the
     same bits whatever is worked beside it.
     """
-    done = 0
-    if tokens == 2:  # as often as two texts are written at once
-        for r in range(0, rows - TWO_ROWS + 1, TWO_ROWS):
-            _multiply_two(weight, w + r * w_stride, w_stride, columns, x, x_stride, out + 4 * r, out_stride)
-            done = r + TWO_ROWS
-    elif tokens > 2:
-        for r in range(0, rows - MANY_ROWS + 1, MANY_ROWS):
+    height = TWO_ROWS if tokens == 2 else MANY_ROWS
+    done = 0 if tokens == 1 else rows // height * height
+    for r in range(0, done, height):
+        source, target = w + r * w_stride, out + 4 * r
+        if tokens == 2:  # as often as two texts are written at once
+            _multiply_two(weight, source, w_stride, columns, x, x_stride, target, out_stride)
+        else:
             for t in range(0, tokens, TOKENS):
-                x_t, out_t = x + t * x_stride, out + t * out_stride + 4 * r
-                _multiply_many(weight, w + r * w_stride, w_stride, columns, x_t, x_stride, out_t, out_stride)
-            done = r + MANY_ROWS
+                x_t, out_t = x + t * x_stride, target + t * out_stride
+                _multiply_many(weight, source, w_stride, columns, x_t, x_stride, out_t, out_stride)
     for r in range(done, rows):
         for t in range(tokens):
             x_t, out_t = x + t * x_stride, out + t * out_stride + 4 * r

@@ -78,6 +78,14 @@ def test_a_machine_that_is_let_run_for_turns_is_measured_over_whole_ones(team, c
     assert found == pytest.approx(claimed_bytes(team) / (sum(turn) / len(turn)))
 
 
+def test_two_stops_in_a_row_are_no_turns(team, clock):
+    clock(0.01, 0.08, 0.08, *[0.01] * 90)
+    found = speed.read_speed(team)
+    quick = len(team.runs) - 1 - 2
+    assert quick > 80
+    assert found == pytest.approx(claimed_bytes(team) * (quick + 2) / (0.01 * quick + 0.08 * 2))
+
+
 @pytest.mark.parametrize("items", [1, 2, 5])
 def test_every_byte_is_read(items):
     """A change to any byte of the item that comes last changes what is left in the end, however many there are."""
