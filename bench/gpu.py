@@ -1,7 +1,7 @@
 """What does PrivateLoRA reach with a GPU in the cloud?
 
     python -m bench.gpu                          # the 7B shape, r = 128 on q, k and v, values travel as Q80
-    python -m bench.gpu --shape tiny --device cpu --rounds 1
+    python -m bench.gpu --shape small --device cpu --rounds 1
 
 Edges and cloud are processes on the GPU's machine, and talk over encrypted links on loopback. The decoder layers are on
 the GPU, once packed in Q40 and once as F16. For each of these: the layers alone, for an edge without an adapter, which
