@@ -140,6 +140,7 @@ def test_an_interrupted_conversion_leaves_nothing(tmp_path, number, status, stag
     large = {**LLAMA, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "vocab_size": 32000}
     write_sparse(tmp_path / "checkpoint", large)
     script = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # background jobs ignore it
+    script += "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # and nohup a closed terminal
     script += "from converter.cli import main; main()"
     arguments = ["hf", str(tmp_path / "checkpoint"), "-o", str(tmp_path / "a.m")]
     process = subprocess.Popen([sys.executable, "-c", script, *arguments], stderr=subprocess.PIPE, text=True)

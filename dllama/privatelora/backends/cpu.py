@@ -156,7 +156,8 @@ class CpuBackend(Workspace):
 
     def _sum_low(self, stop: Stop, sums: Sums) -> None:
         ranks = self._frozen.records["a_rank"][self._table_now["adapter"], stop.layer, NUMBERS[SPLIT[stop.product]]]
-        sums.low(int(self._step["low"][0]), int(self._step["low_stride"][0]), len(ranks), int(ranks.max()))
+        if ranks.any():  # a pass may stop where no adapter is, though no sound root asks for it
+            sums.low(int(self._step["low"][0]), int(self._step["low_stride"][0]), len(ranks), int(ranks.max()))
 
     def _begin(self, passages: Sequence[Passage], came_from: Stop | int) -> int:
         """The passages' values and answers in the buffers, and which half comes next."""
