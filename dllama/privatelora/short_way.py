@@ -1,4 +1,5 @@
-"""The way of one edge, or of several together, from stop to stop without Python: see `dllama.kernels.talk`."""
+"""The way of one edge, or of several together, from stop to stop, where Python takes no part in what is said: see
+`dllama.kernels.talk`."""
 
 from __future__ import annotations
 
@@ -56,13 +57,10 @@ class EdgeTalk:
 class ShortWay:
     """Past the stops of some edges with one path, as long as nothing else happens; they have at most SHORT_ROWS rows.
 
-    low: float32 [rows, targets, ranks], what the backend has A·x and answers in;  blocks: whether the thread may sleep
-    while it waits for an answer, since no other of the team waits with it
-
-    arguments: those of `talk_at`
+    blocks: whether the thread may sleep while it waits for an answer, since no other of the team waits with it
     """
 
-    def __init__(self, edges: Sequence[EdgeTalk], low: np.ndarray, blocks: bool):
+    def __init__(self, edges: Sequence[EdgeTalk], blocks: bool):
         first = edges[0]
         self.stops, (_, targets) = first.stops, first.path
         picked = [[i for i, target in enumerate(names) if target in targets] for names in PRODUCTS]
@@ -78,8 +76,12 @@ class ShortWay:
         width = padded(max(map(len, picked)) * max(ranks))
         room, out = np.zeros(width, np.float32), np.zeros(4 * width * SHORT_ROWS, np.uint8)
         numbers = np.array([i for product in picked for i in product], np.int64)
-        stops = np.array(records, STOP)
-        self.arguments = libzmq.API, stops, self._talks, self._records, numbers, low, room, out
+        self._before = libzmq.API, np.array(records, STOP), self._talks, self._records, numbers
+        self._behind = room, out
+
+    def arguments(self, low: np.ndarray) -> tuple:
+        """Those of `talk_at`. ``low``: float32 [rows, targets, ranks], A·x and where answers are put"""
+        return *self._before, low, *self._behind
 
     def begin(self, passed: int, patience: float) -> None:
         """Behind so many stops; ``patience``: seconds that edges wait for each other at each."""
@@ -91,6 +93,11 @@ class ShortWay:
         talk["told"], talk["count"], talk["waited_ns"] = passed - 1, 0, 0
         talk["patience_ns"] = int(1e9 * patience)
         talk["until_ns"] = time.monotonic_ns() + int(1e9 * SECONDS)
+
+    @property
+    def ahead(self) -> list[Stop]:
+        """The stops that are still to come."""
+        return self.stops[self.passed :]
 
     @property
     def passed(self) -> int:

@@ -1,6 +1,7 @@
 """An edge's way past many stops in one call, over real sockets: the same values as stop by stop."""
 
 import threading
+from queue import SimpleQueue
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from dllama.kernels.team import Team
 from dllama.privatelora import short_way
 from dllama.privatelora.answers import Answers
 from dllama.privatelora.backends.cpu import CpuBackend
+from dllama.privatelora.backends.torch import open_torch
 from dllama.privatelora.passage import PRODUCTS, Passage, Stop, stops
 from dllama.privatelora.short_way import EdgeTalk
 from tests.engine.models import GQA, QWEN3_MOE, random_model
@@ -32,7 +34,7 @@ class Edge:
         self.listener = listener or Listener("127.0.0.1", 0, None)
         self.link = Link(f"127.0.0.1:{self.listener.port}", None)
         self.answers, self.rows, self.answered = Answers(adapter, layers, FORM), rows, 0
-        self.silent_from = 1 << 30
+        self.silent_from, self.unanswered = 1 << 30, SimpleQueue()
         self.link.send([b"here"])
         self.peer, _ = self.listener.receive(WAIT_MS)
         self.thread = threading.Thread(target=self.answer)
@@ -49,6 +51,8 @@ class Edge:
                 values = self.answers(Stop(message.layer, message.product), payload[0], self.rows)
                 self.answered += 1
                 self.link.send([wire.unchecked(wire.Answer(*message)), values.data])
+            else:
+                self.unanswered.put(bytes(payload[0]))
 
     def close(self):
         self.peer.send(wire.encode(wire.Bye()))
@@ -56,10 +60,19 @@ class Edge:
         self.link.close()
 
 
-@pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])
-def team(request):
-    team = Team(request.param)
-    yield team
+BLOCKING = pytest.mark.parametrize("opened", ["one thread", "torch"], indirect=True)
+"""Where nobody else waits with the thread that waits for an answer."""
+
+
+@pytest.fixture(params=["one thread", "two threads", "torch"])
+def opened(request):
+    """Opens a model with one of the backends, in F32."""
+    if request.param == "torch":
+        pytest.importorskip("torch", reason="needs torch")
+        yield lambda model: open_torch(model, "cpu")
+        return
+    team = Team(1 if request.param == "one thread" else 2)
+    yield lambda model: CpuBackend(model, team, tags.F32, tags.F32)
     team.close()
 
 
@@ -79,12 +92,11 @@ def edge():
 
 
 class Play:
-    """A backend with a model and an adapter, and rows to take through its layers."""
+    """A backend with an adapter, and rows to take through its layers."""
 
-    def __init__(self, model, team, targets, ranks=(6, 9), backend=None):
-        self.backend = backend or CpuBackend(model, team, tags.F32, tags.F32)
-        self.layers = range(model.config.n_layers)
-        self.cloud, self.half = strong_halves(model.config, targets, ranks=ranks)
+    def __init__(self, backend, targets, ranks=(6, 9)):
+        self.backend, self.layers = backend, range(backend.config.n_layers)
+        self.cloud, self.half = strong_halves(backend.config, targets, ranks=ranks)
         self.number = self.backend.add(self.cloud, self.layers)
         self.stops = list(stops(self.cloud.shape, self.layers))
         self.sequence, self.position = self.backend.sequence(64), 0
@@ -132,9 +144,9 @@ class Play:
 
 
 @pytest.mark.parametrize("shape, targets", [(GQA, ("q", "k", "v")), (GQA, ("q", "v", "o", "down")), (QWEN3_MOE, "qk")])
-def test_the_values_are_those_of_stop_by_stop(tmp_path, team, edge, shape, targets):
+def test_the_values_are_those_of_stop_by_stop(tmp_path, opened, edge, shape, targets):
     model = random_model(tmp_path / "m.m", shape)
-    one, other = Play(model, team, tuple(targets)), Play(model, team, tuple(targets))
+    one, other = (Play(opened(model), tuple(targets)) for _ in range(2))
     for rows in (5, 1, 1):
         expected = one.stop_by_stop(one.passage(rows), 0)
         far, passage = edge(other.half, other.layers, rows), other.passage(rows)
@@ -153,12 +165,12 @@ def test_the_values_are_those_of_stop_by_stop(tmp_path, team, edge, shape, targe
         np.testing.assert_array_equal(found, expected)
 
 
-def test_another_edge_in_between(tmp_path, edge, monkeypatch):
+@BLOCKING
+def test_another_edge_in_between(tmp_path, opened, edge, monkeypatch):
     """The answer that was taken in last is put away with the passage."""
     monkeypatch.setattr(short_way, "SECONDS", 0)
-    team = Team(1)
     model = random_model(tmp_path / "m.m", {**GQA, "n_layers": 3})
-    one, other = Play(model, team, ("q", "k", "v")), Play(model, team, ("q", "k", "v"))
+    one, other = (Play(opened(model), ("q", "k", "v")) for _ in range(2))
     expected = one.stop_by_stop(one.passage(4), 0)
     far, passage = edge(other.half, other.layers, 4), other.passage(4)
     way = other.way(far, 4)
@@ -169,13 +181,12 @@ def test_another_edge_in_between(tmp_path, edge, monkeypatch):
     stranger = Passage([Place(other.backend.sequence(64), 0)], -1, np.ones((1, model.config.dim), np.float32))
     other.backend.finish([stranger], 0, other.layers.stop)
     np.testing.assert_array_equal(other.stop_by_stop(passage, way.at), expected)
-    team.close()
 
 
-def test_an_answer_that_comes_late_is_taken_in_from_python(tmp_path, edge):
-    team = Team(1)
+@BLOCKING
+def test_an_answer_that_comes_late_is_taken_in_from_python(tmp_path, opened, edge):
     model = random_model(tmp_path / "m.m", {**GQA, "n_layers": 3})
-    one, other = Play(model, team, ("q", "k", "v")), Play(model, team, ("q", "k", "v"))
+    one, other = (Play(opened(model), ("q", "k", "v")) for _ in range(2))
     expected = one.stop_by_stop(one.passage(2), 0)
     far, passage = edge(other.half, other.layers, 2), other.passage(2)
     far.silent_from = 1
@@ -183,32 +194,30 @@ def test_an_answer_that_comes_late_is_taken_in_from_python(tmp_path, edge):
     other.backend.go([passage], 0, way)
     assert way.answered == [False] and way.unfit == [False] and way.other is None
     assert way.passed == 2 and way.at == other.stops[1] and way.waited > 0.05
-    low = other.backend._low[:2, :3].copy()
-    other.take(passage, way.at, low, Answers(other.half, other.layers, FORM))
+    answers = Answers(other.half, other.layers, FORM)
+    other.answer(passage, way.at, answers(way.at, far.unanswered.get(timeout=5), 2).view(np.float32))
     np.testing.assert_array_equal(other.stop_by_stop(passage, way.at), expected)
-    team.close()
 
 
-def test_what_is_not_fit_to_be_sent(tmp_path, edge):
-    team = Team(1)
-    play = Play(random_model(tmp_path / "m.m", GQA), team, ("q", "k", "v"))
+@BLOCKING
+def test_what_is_not_fit_to_be_sent(tmp_path, opened, edge):
+    play = Play(opened(random_model(tmp_path / "m.m", GQA)), ("q", "k", "v"))
     far, passage = edge(play.half, play.layers, 1), play.passage(1)
     passage.x[:] = np.nan
     way = play.way(far, 1)
     play.backend.go([passage], 0, way)
     assert way.unfit == [True] and not far.answered
-    team.close()
 
 
-def test_two_edges_together(tmp_path, edge):
+@BLOCKING
+def test_two_edges_together(tmp_path, opened, edge):
     """Each has rows, ranks and values of its own; they come to the same places."""
-    team = Team(1)
     model = random_model(tmp_path / "m.m", {**GQA, "n_layers": 3})
     expected, plays, passages = [], [], []
     for ranks, rows in (((6, 9), 2), ((4, 12), 3)):
-        alone = Play(model, team, ("q", "v"), ranks)
+        alone = Play(opened(model), ("q", "v"), ranks)
         expected.append(alone.stop_by_stop(alone.passage(rows), 0))
-        plays.append(Play(model, team, ("q", "v"), ranks, *(play.backend for play in plays)))
+        plays.append(Play(plays[0].backend if plays else opened(model), ("q", "v"), ranks))
         passages.append(plays[-1].passage(rows))
     backend, listener = plays[0].backend, Listener("127.0.0.1", 0, None)
     far = [
@@ -226,4 +235,3 @@ def test_two_edges_together(tmp_path, edge):
     found = backend.finish(passages, way.at, model.config.n_layers)
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
-    team.close()

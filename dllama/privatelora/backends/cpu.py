@@ -129,11 +129,11 @@ class CpuBackend(Workspace):
         return [self._x[span, : self.config.dim].copy() for span in _spans(passages)]
 
     def short_way(self, edges: Sequence[EdgeTalk]) -> ShortWay:
-        return ShortWay(edges, self._low, blocks=self.team.nthreads == 1)
+        return ShortWay(edges, blocks=self.team.nthreads == 1)
 
     def go(self, passages: Sequence[Passage], came_from: Stop | int, way: ShortWay) -> None:
         first = self._begin(passages, came_from)
-        args = self._args(way.arguments)
+        args = self._args(way.arguments(self._low))
         with self.team.led(self._run_halves, *args, 0, ALWAYS):
             self._run_halves(0, *args, first, _half(way.stops[-1]) + 2)
         product = way.at.product

@@ -18,6 +18,9 @@ from dllama.engine.memory import in_units
 from dllama.engine.weights import Source
 from dllama.engine.workspace import MAX_ROWS
 from dllama.errors import ModelError, OutOfMemoryError
+from dllama.kernels.jit import compiled
+from dllama.kernels.libzmq import AVAILABLE
+from dllama.kernels.talk import example, talk_at
 from dllama.kernels.team import in_threads
 from dllama.privatelora.adapter import CloudAdapter
 from dllama.privatelora.backends.torch import pages
@@ -29,6 +32,7 @@ from dllama.privatelora.backends.torch.staging import Staging
 from dllama.privatelora.backends.torch.weights import PACKED
 from dllama.privatelora.passage import PRODUCTS, Passage, Stop
 from dllama.privatelora.shape import MAX_RANK
+from dllama.privatelora.short_way import EdgeTalk, ShortWay
 
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 MOST_LOW = MAX_ROWS * max(map(len, PRODUCTS)) * MAX_RANK
@@ -44,7 +48,7 @@ class TorchBackend:
     Raises OutOfMemoryError where the layers do not fit.
     """
 
-    has_short_ways = False
+    has_short_ways = AVAILABLE
 
     def __init__(
         self,
@@ -75,6 +79,7 @@ class TorchBackend:
         self._here: list[tuple[ref[Passage], slice]] = []  # whose values the buffers hold, and in which rows
         self._plan: Plan | None = None  # theirs
         self._ranks = 0, 0  # its adapters' largest
+        self._talk_at = compiled(talk_at, 0, example()) if AVAILABLE else None
 
     def prepare(self) -> None:
         """It always is."""
@@ -114,18 +119,7 @@ class TorchBackend:
     ) -> None:
         with self._memory_told("a pass"), self._lock:
             plan = self._begin(passages, came_from)
-            advance = partial(self._advance, plan, came_from, to)
-            multiply = partial(self._stack.multiply, plan, *to)
-            self._recorder.run(plan.key and (plan.key, came_from, to), advance)
-            low = self._low[self._low_shape(plan, to)]
-            low.download()
-            if self._cuda:
-                self._low_is_here.record()
-                self._recorder.run(plan.key and (plan.key, to), multiply)
-                self._low_is_here.synchronize()
-        send([low.array[span] for _, span in self._here])
-        if not self._cuda:
-            self._recorder.run(plan.key and (plan.key, to), multiply)
+        self._to_stop(plan, came_from, to, lambda low: send([low[span] for _, span in self._here]))
         for passage in passages:
             passage.state = to.product, None
 
@@ -136,6 +130,44 @@ class TorchBackend:
             self._recorder.run(plan.key and (plan.key, came_from, layer), partial(self._leave, plan, came_from, layer))
             here, self._here = self._here, []
             return [self._stack.buffers.x[span].numpy(force=True).copy() for _, span in here]
+
+    def short_way(self, edges: Sequence[EdgeTalk]) -> ShortWay:
+        return ShortWay(edges, blocks=True)
+
+    @torch.inference_mode()
+    def go(self, passages: Sequence[Passage], came_from: Stop | int, way: ShortWay) -> None:
+        with self._memory_told("a pass"), self._lock:
+            plan = self._begin(passages, came_from)
+        for to in way.ahead:
+            half = 8 * to.layer + 2 * to.product
+            self._to_stop(plan, came_from, to, lambda low, half=half: self._talk_at(half, way.arguments(low)))
+            answers, came_from = self._answers[self._answers_shape(plan, to)], to
+            answers.array[:] = 0
+            if self._talk_at(half + 1, way.arguments(answers.array)):
+                break
+            answers.upload()
+        for passage, (_, span), answered in zip(passages, self._here, way.answered, strict=True):
+            passage.state = came_from.product, None
+            if answered:  # it is put away with the passage, should another be first
+                passage.answer = answers.array[span].copy()
+
+    def _to_stop(self, plan: Plan, came_from: Stop | int, to: Stop, send: Callable[[np.ndarray], None]) -> None:
+        """A·x, for ``send``, float32 [rows, targets of the product, ranks], and the product itself, which on CUDA is
+        begun before that."""
+        multiply = partial(self._recorder.run, plan.key and (plan.key, to), partial(self._stack.multiply, plan, *to))
+        with self._memory_told("a pass"), self._lock:
+            advance = partial(self._advance, plan, came_from, to)
+            self._recorder.run(plan.key and (plan.key, came_from, to), advance)
+            low = self._low[self._low_shape(plan, to)]
+            low.download()
+            if self._cuda:
+                self._low_is_here.record()
+                multiply()
+                self._low_is_here.synchronize()
+        send(low.array)
+        if not self._cuda:
+            with self._memory_told("a pass"), self._lock:
+                multiply()
 
     # --- halves of products, which may be captured ---
 
