@@ -3,7 +3,9 @@
 import gc
 import os
 import signal
+from itertools import count
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 # Machines that run the tests may be slow or busy: how long an example takes says nothing about the code.
@@ -23,3 +25,13 @@ def pytest_collection_finish() -> None:
     full collection would go through again for half a second, and some tests ask for several of them."""
     gc.collect()
     gc.freeze()
+
+
+_STARTS = count()
+
+
+@pytest.fixture(autouse=True)
+def _no_earlier_starts(monkeypatch, tmp_path_factory):
+    """Each test finds a root that has measured no nodes before."""
+    folder = tmp_path_factory.getbasetemp() / f"cache-{next(_STARTS)}"  # not there until something is written
+    monkeypatch.setattr("dllama.cluster.earlier.cache_folder", lambda: folder)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from dllama.cluster import wire
 from dllama.cluster.digest import model_digest
+from dllama.cluster.earlier import Earlier
 from dllama.cluster.hub import Hub
 from dllama.cluster.job import Job
 from dllama.cluster.loading import Loading, Made
@@ -69,6 +70,7 @@ class Crew:
         self._model, self._team, self._settings, self._adapters = model, team, settings, adapters
         self._context, self._types, self._stack = context, (buffer_type, kv_type), stack
         self._notify, self._progress = notify, progress
+        self._earlier = Earlier(notify)
         self._hub = Hub()
         self._session = secrets.token_bytes(16)
         self._recruits: list[Recruit] = []
@@ -199,8 +201,8 @@ class Crew:
         by_speed = by_speed and all(worker.spec.read_speed for worker in self._recruits)
         if by_speed and self._spec.read_speed is None:
             self._spec = replace(self._spec, read_speed=read_speed(self._team))
-        workers = [worker.spec for worker in self._recruits]
-        root = self._spec
+        nodes = [self._spec, *(worker.spec for worker in self._recruits)]
+        root, *workers = self._earlier.settled(nodes) if by_speed else nodes
         if workers:  # each was measured with this node at the other end
             latency, bandwidth = min(each.latency for each in workers), max(each.bandwidth for each in workers)
             root = replace(root, latency=latency, bandwidth=bandwidth)

@@ -2,12 +2,13 @@
 
 import os
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 from dllama import Llama, SamplerSettings
-from dllama.cluster import supply, wire
+from dllama.cluster import crew, supply, wire
 from dllama.cluster.mesh import NodeLost
 from dllama.cluster.settings import ClusterSettings
 from dllama.errors import ClusterError, FileError, PlanError
@@ -73,6 +74,34 @@ def test_a_slice_is_sent_once(workers, tmp_path, files, expected):
     sent = [figures for task, *figures in tasks[0] if task == "sending weights"]
     assert sent == sorted(sent) and sent[-1][0] == sent[-1][1] > 30_000_000
     assert "sending weights" not in {task for task, *_ in tasks[1]}
+
+
+def test_a_slice_is_sent_once_though_measurements_differ(workers, tmp_path, files, expected, monkeypatch):
+    """Without ratios shares go by what is measured, at each start anew."""
+    (worker,) = workers(1, cache=str(tmp_path / "slices"))
+    tasks, shares, measured = [], [], crew.recruit
+    for root, other in ((4.0e7, 4.1e7), (4.2e7, 3.9e7)):  # so slow that two are faster than one
+
+        def recruited(*args, other=other):
+            found, errors = measured(*args)
+            return [replace(each, spec=replace(each.spec, read_speed=other)) for each in found], errors
+
+        monkeypatch.setattr(crew, "recruit", recruited)
+        monkeypatch.setattr(crew, "read_speed", lambda team, root=root: root)
+        settings, seen = ClusterSettings((worker.address,), None), []
+        with Llama(
+            *files,
+            nthreads=1,
+            buffer_float_type="f32",
+            context=64,
+            cluster=settings,
+            progress=lambda task, *_, seen=seen: seen.append(task),
+        ) as llama:
+            assert written(llama) == expected
+            shares.append([share.ffn_blocks for share in llama.plan.shares])
+        tasks.append(seen)
+    assert "sending weights" in tasks[0] and "sending weights" not in tasks[1]
+    assert shares[0] == shares[1] and len(shares[0]) == 2
 
 
 def test_a_transfer_that_broke_off_is_gone_on_with(workers, tmp_path, files, expected, cable):
