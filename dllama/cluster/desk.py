@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -45,14 +46,19 @@ class Desk:
         self._caller: tuple[Peer, wire.Hello] | None = None  # came when the root before it had just gone
         self._listener, self._welcome, self._notify = listener, welcome, notify
 
-    def wait_for_root(self) -> None:
-        """Returns when there is one."""
+    def wait_for_root(self, idle_seconds: float, idle: Callable[[], None]) -> None:
+        """Returns when there is one. ``idle`` is called when none has come for so many seconds."""
         if self._caller is not None:
             caller, self._caller = self._caller, None
             self._greet(*caller)
+        due: float | None = time.monotonic() + idle_seconds
         while self.root is None:
+            left = None if due is None else due - time.monotonic()
+            if left is not None and left <= 0:
+                idle()
+                due = left = None
             with suppress(LinkLost):
-                self.receive(None)
+                self.receive(None if left is None else 1e3 * left)
 
     def leave_root(self) -> None:
         """Nothing of it is left: the next one may come."""

@@ -31,6 +31,9 @@ from dllama.kernels.team import Team
 
 LOOK_MS = 20
 """How often a worker that makes adapters for a stack looks whether they are ready, and tells that it is still there."""
+IDLE_SECONDS = 10.0
+"""When no root has come for so long a worker measures itself again. The first time it did so while it started, and
+perhaps the machine with it; and none shall have to wait for it."""
 WORK = (wire.Step, wire.Pass, wire.Adapt)
 
 
@@ -67,7 +70,8 @@ class Worker:
         self._digest = model and model_digest(model, partial(progress, "reading the model"))
         self._listener = Listener(settings.host, settings.port, settings.key, log=notify)
         self._team = Team(settings.nthreads)
-        self._speed = read_speed(self._team) if settings.measured else None
+        self._speed: float | None = None
+        self._measure()
         self._desk = Desk(self._listener, self._welcome, notify)
         cache = settings.cache or SliceCache(notify=notify)
         self._preparation = Preparation(
@@ -89,7 +93,7 @@ class Worker:
     def serve(self) -> None:
         """Does not return."""
         while True:
-            self._desk.wait_for_root()
+            self._desk.wait_for_root(IDLE_SECONDS, self._measure)
             try:
                 wish = None
                 while True:
@@ -98,6 +102,10 @@ class Worker:
                 self._notify(str(gone))
             self._drop()
             self._desk.leave_root()
+
+    def _measure(self) -> None:
+        if self._settings.measured:
+            self._speed = read_speed(self._team)
 
     def _serve(self, wish: tuple | None) -> tuple | None:
         """Does what the root asks, or asks next; returns what it wants instead, where it changes its mind meanwhile."""

@@ -5,12 +5,13 @@ import time
 from collections.abc import Callable
 
 from dllama import Llama, SamplerSettings
+from dllama.cluster import worker as worker_module
 from dllama.cluster.key import ClusterKey
 from dllama.cluster.links import Link
 from dllama.cluster.listener import Listener
 from dllama.cluster.settings import ClusterSettings
 from dllama.cluster.slice_cache import SliceCache
-from dllama.cluster.worker import Worker, WorkerSettings
+from dllama.cluster.worker import IDLE_SECONDS, Worker, WorkerSettings
 from dllama.engine import speed
 
 
@@ -18,8 +19,16 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-def worker(cache: str, cache_limit: int | None = None, port: int = 0, nthreads: int = 1, **options) -> None:
+def worker(
+    cache: str,
+    cache_limit: int | None = None,
+    port: int = 0,
+    nthreads: int = 1,
+    idle_seconds: float = IDLE_SECONDS,
+    **options,
+) -> None:
     """A worker, with these of the `WorkerSettings`. At SIGUSR1 it does nothing any more but keep its connections."""
+    worker_module.IDLE_SECONDS = idle_seconds
     signal.signal(signal.SIGUSR1, lambda *_: time.sleep(3600))
     measure_little()
     slices = SliceCache(cache, cache_limit, notify=say)

@@ -114,6 +114,18 @@ def test_a_worker_that_has_said_goodbye_is_free(worker):
             assert root.hear(wire.Bye) == wire.Bye()
 
 
+def test_an_idle_worker_measures_itself_again(workers):
+    (worker,) = workers(1, idle_seconds=0.2)
+    speeds, end = set(), time.monotonic() + SECONDS
+    while len(speeds) < 3 and time.monotonic() < end:  # no two measurements are the same
+        with FakeRoot(worker) as root:
+            speeds.add(root.greet().read_speed)
+            root.say(wire.Bye())
+            root.hear(wire.Bye)
+        time.sleep(0.3)
+    assert len(speeds) == 3
+
+
 def test_workers_of_another_session_get_no_answer(worker):
     with FakeRoot(worker) as root, FakeRoot(worker) as stranger, FakeRoot(worker) as friend:
         root.greet()
