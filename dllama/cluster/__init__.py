@@ -5,7 +5,7 @@ other. Who holds what is pure data, known before anything is loaded: all that sl
 reads the plan, and nothing else knows about slices.
 
 The plan:
-    node                      what it has to know of a device
+    node, earlier             what it has to know of a device, and what was known of it at earlier starts
     share                     what one node holds of a model, down to rows and columns
     deal, fit                 heads, blocks and rows in proportion to speeds, and within each node's memory
     rounds                    who sends its part to whom in an exchange
