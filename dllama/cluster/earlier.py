@@ -62,7 +62,9 @@ class Earlier:
     def _settle(self, node: NodeSpec, known: dict[str, _Figures]) -> NodeSpec:
         name, now = f"{node.name} {node.threads}", node.read_speed
         old = known.pop(name, _Figures(now, [], node.memory, node.bandwidth, node.latency))
-        measured, speed = [*old.measured, now][-MEASUREMENTS:], old.read_speed
+        speed, measured = old.read_speed, old.measured
+        if now not in measured:  # a root may plan again, and a worker not have measured itself since
+            measured = [*measured, now][-MEASUREMENTS:]
         if not _near(now, speed, CHANGED):
             measured, speed = [now], now
         elif not _near(median(measured), speed, DRIFTED):

@@ -66,8 +66,13 @@ def test_a_bad_first_measurement_does_not_last(start, said):
 
 
 def test_a_single_bad_measurement_changes_nothing(start, said):
-    assert speeds(start, 4e9, 4e9, 2.9e9, 4.1e9, *[3.9e9] * MEASUREMENTS) == [4e9] * (4 + MEASUREMENTS)
+    measured = [4e9, 4.01e9, 2.9e9, 4.1e9, *(3.9e9 + i for i in range(MEASUREMENTS))]
+    assert speeds(start, *measured) == [4e9] * len(measured)
     assert said == []
+
+
+def test_a_measurement_counts_once_however_often_a_root_plans(start):
+    assert speeds(start, 3e9, *[4e9] * 4, 3.4e9) == [3e9, *[3.5e9] * 5]
 
 
 def test_a_node_is_not_taken_to_have_more_memory_than_it_has(start):
