@@ -164,13 +164,14 @@ def pair(options: argparse.Namespace, weights: Weights) -> None:
 def restart(options: argparse.Namespace, weights: Weights) -> None:
     """The first start sends the slices; in the second the workers, started anew, have them in their caches.
 
-    Both find memory full of other files' pages, as it is on a device that has been up for a while. A third one, again
-    with the slices in the caches, finds it free: a virtual machine may have to ask its host for every page of it.
+    Shares go by what the nodes measure, at each start anew. Both starts find memory full of other files' pages, as it
+    is on a device that has been up for a while. A third one, again with the slices in the caches, finds it free: a
+    virtual machine may have to ask its host for every page of it.
     """
     runs = {"first start": [], "second start": [], "second start, memory free": []}
     with UsedMemory(options.dir) as used:
         for _ in range(options.rounds):
-            with Cluster(on_this_machine(2), weights, CONTEXT, own_copy=False) as cluster:
+            with Cluster(on_this_machine(2), weights, CONTEXT, own_copy=False, equal=False) as cluster:
                 for name, each in runs.items():
                     if cluster.processes:
                         cluster.stop_workers()

@@ -22,8 +22,8 @@ CHANGED = 1.5
 DRIFTED = 1.1
 """Shares are so far off at most in the long run: where the middle of the last measurements is further from the speed
 that is gone by, that was a bad one."""
-MEASUREMENTS = 5
-"""Of a node's speed, that are kept."""
+ENOUGH, MEASUREMENTS = 3, 5
+"""So many have a middle to go by; so many are kept."""
 MEMORY, LINK, LATENCY_SECONDS = 1.2, 2.0, 0.1e-3
 """Factors, or what comes on top, by which other figures may differ and be the same."""
 MOST_NODES = 256
@@ -67,7 +67,7 @@ class Earlier:
             measured = [*measured, now][-MEASUREMENTS:]
         if not _near(now, speed, CHANGED):
             measured, speed = [now], now
-        elif not _near(median(measured), speed, DRIFTED):
+        elif len(measured) >= ENOUGH and not _near(median(measured), speed, DRIFTED):
             speed = median(measured)
         if speed != old.read_speed:
             self._notify(
