@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -29,11 +30,15 @@ from bench.runs import Weights
 from bench.used_memory import UsedMemory
 from dllama.cluster.node import NodeSpec
 from dllama.cluster.planner import make_plan
+from dllama.cluster.worker import IDLE_SECONDS
 from dllama.errors import DllamaError
 from dllama.formats import FloatType
 
 NODES = (1, 2, 4, 8)
 CONTEXT = 256
+QUIET_SECONDS = IDLE_SECONDS + 5
+"""Workers that have been left alone for so long have measured themselves again. While they start they share the core
+with the start of the others, which devices do not."""
 # Distributed Llama's README of 2024, Llama 2 7B, Q40 weights and Q80 buffers on Raspberry Pi 4B 8 GB, in ms a token:
 # nodes -> (generation, inference, transfer).
 PUBLISHED = {
@@ -112,6 +117,7 @@ def unequal(options: argparse.Namespace, weights: Weights) -> None:
         clusters = {
             name: stack.enter_context(Cluster(each, weights, CONTEXT, equal=False)) for name, each in sides.items()
         }
+        time.sleep(QUIET_SECONDS)
         runs = turns(clusters, options, before=lambda: used.fill(weights.model))
     fast, slow, cluster = ([1000 / token_ms(run) for run in each] for each in runs.values())
     ratio = Figure.of([c / (2 * f + s) for f, s, c in zip(fast, slow, cluster, strict=True)])

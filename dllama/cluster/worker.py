@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -32,8 +33,10 @@ from dllama.kernels.team import Team
 LOOK_MS = 20
 """How often a worker that makes adapters for a stack looks whether they are ready, and tells that it is still there."""
 IDLE_SECONDS = 10.0
-"""When no root has come for so long a worker measures itself again. The first time it did so while it started, and
-perhaps the machine with it; and none shall have to wait for it."""
+"""When no root has come for so long a worker measures itself again: the first time it did so while it started, and
+perhaps the machine with it. No root shall have to wait for that."""
+MEASUREMENTS = 3
+"""Of the last ones the best counts: what else a machine does only makes it slower."""
 WORK = (wire.Step, wire.Pass, wire.Adapt)
 
 
@@ -70,7 +73,7 @@ class Worker:
         self._digest = model and model_digest(model, partial(progress, "reading the model"))
         self._listener = Listener(settings.host, settings.port, settings.key, log=notify)
         self._team = Team(settings.nthreads)
-        self._speed: float | None = None
+        self._speeds: deque[float] = deque(maxlen=MEASUREMENTS)
         self._measure()
         self._desk = Desk(self._listener, self._welcome, notify)
         cache = settings.cache or SliceCache(notify=notify)
@@ -105,7 +108,7 @@ class Worker:
 
     def _measure(self) -> None:
         if self._settings.measured:
-            self._speed = read_speed(self._team)
+            self._speeds.append(read_speed(self._team))
 
     def _serve(self, wish: tuple | None) -> tuple | None:
         """Does what the root asks, or asks next; returns what it wants instead, where it changes its mind meanwhile."""
@@ -189,7 +192,7 @@ class Worker:
             wire.line(platform.node())[:255],
             self._settings.nthreads,
             self._preparation.free_memory(),
-            self._speed,
+            max(self._speeds, default=None),
             jit.ISA.name,
             self._digest,
         )
