@@ -31,7 +31,10 @@ _STARTS = count()
 
 
 @pytest.fixture(autouse=True)
-def _no_earlier_starts(monkeypatch, tmp_path_factory):
-    """Each test finds a root that has measured no nodes before."""
+def _no_earlier_starts(tmp_path_factory):
+    """Each test finds a root that has measured no nodes before. It is the first fixture of all: with the fixture
+    `monkeypatch` it would have what tests patch last until the others have ended."""
     folder = tmp_path_factory.getbasetemp() / f"cache-{next(_STARTS)}"  # not there until something is written
-    monkeypatch.setattr("dllama.cluster.earlier.cache_folder", lambda: folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dllama.cluster.earlier.cache_folder", lambda: folder)
+        yield
