@@ -200,7 +200,8 @@ class Crew:
         then the others' say nothing either, nor do they where a local worker was not measured."""
         by_speed = by_speed and all(worker.spec.read_speed for worker in self._recruits)
         if by_speed and self._spec.read_speed is None:
-            self._spec = replace(self._spec, read_speed=read_speed(self._team))
+            speed = self._earlier.speed(self._spec) or read_speed(self._team)
+            self._spec = replace(self._spec, read_speed=speed)
         nodes = [self._spec, *(worker.spec for worker in self._recruits)]
         root, *workers = self._earlier.settled(nodes) if by_speed else nodes
         if workers:  # each was measured with this node at the other end

@@ -2,13 +2,14 @@
 
 import json
 import math
+import time
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dllama.cluster.earlier import MEASUREMENTS, MOST_NODES, Earlier
+from dllama.cluster.earlier import DAY, MEASUREMENTS, MOST_NODES, Earlier
 from dllama.cluster.node import NodeSpec
 from dllama.cluster.planner import make_plan
 from tests.cluster.models import LLAMA2_7B
@@ -61,18 +62,31 @@ def test_a_node_that_has_become_another_is_taken_as_it_is(start, said):
 
 
 def test_a_bad_first_measurement_does_not_last(start, said):
-    assert speeds(start, 3e9, 4e9, 4.2e9, 4.1e9) == [3e9, 3e9, 4e9, 4e9]
+    measured = [3e9, *(4e9 + i for i in range(MEASUREMENTS))]
+    assert speeds(start, *measured) == [3e9] * (MEASUREMENTS - 1) + [measured[MEASUREMENTS // 2]] * 2
     assert len(said) == 1
 
 
-def test_a_single_bad_measurement_changes_nothing(start, said):
-    measured = [4e9, 4.01e9, 2.9e9, 4.1e9, *(3.9e9 + i for i in range(MEASUREMENTS))]
+def test_single_bad_measurements_change_nothing(start, said):
+    measured = [4e9, 2.1e9, 4.1e9, 3.9e9, 7e9, *(3.9e9 + i for i in range(MEASUREMENTS))]
     assert speeds(start, *measured) == [4e9] * len(measured)
     assert said == []
 
 
 def test_a_measurement_counts_once_however_often_a_root_plans(start):
-    assert speeds(start, 3e9, *[4e9] * 4, 4.1e9) == [3e9, *[3e9] * 4, 4e9]
+    assert speeds(start, 3e9, *[4e9] * 9) == [3e9] * 10
+
+
+def test_a_root_measures_itself_once_a_day(start, tmp_path, said, monkeypatch):
+    earlier = Earlier(said.append, tmp_path / "cache" / "nodes.json")
+    assert earlier.speed(NODE) is None
+    speeds(start, 3e9, 4e9)
+    assert earlier.speed(NODE) == 4e9 and earlier.speed(replace(NODE, threads=1)) is None
+    start(replace(NODE, read_speed=earlier.speed(NODE)))
+    now = time.time()
+    for days, expected in ((0.9, 4e9), (1.1, None), (-1, None)):
+        monkeypatch.setattr(time, "time", lambda days=days: now + days * DAY)
+        assert earlier.speed(NODE) == expected
 
 
 def test_a_node_is_not_taken_to_have_more_memory_than_it_has(start):
@@ -101,13 +115,15 @@ def test_the_nodes_used_last_are_kept(start, tmp_path):
     assert start(replace(NODE, name="node0", read_speed=4.1e9))[0].read_speed == 4.1e9
 
 
-FIGURES = {"read_speed": 4e9, "measured": [4e9], "memory": 1, "bandwidth": 1e8, "latency": 0}
+FIGURES = {"read_speed": 4e9, "measured": [4e9], "when": 0.0, "memory": 1, "bandwidth": 1e8, "latency": 0}
 NO_FIGURES = [
     {"read_speed": math.nan},
     {"read_speed": -1},
     {"read_speed": "fast"},
     {"measured": [0]},
     {"measured": 1},
+    {"measured": []},
+    {"when": None},
     {"memory": 1e9},
     {"more": 1},
 ]
