@@ -170,7 +170,7 @@ def pair(options: argparse.Namespace, weights: Weights) -> None:
 def restart(options: argparse.Namespace, weights: Weights) -> None:
     """The first start sends the slices; in the second the workers, started anew, have them in their caches.
 
-    Shares go by what the nodes measure, at each start anew. Both starts find memory full of other files' pages, as it
+    Shares go by what the nodes have measured. Both starts find memory full of other files' pages, as it
     is on a device that has been up for a while. A third one, again with the slices in the caches, finds it free: a
     virtual machine may have to ask its host for every page of it.
     """

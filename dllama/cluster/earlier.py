@@ -64,9 +64,11 @@ class Earlier:
     def settled(self, nodes: Sequence[NodeSpec]) -> list[NodeSpec]:
         """Nodes that have just been measured, with the figures that they had earlier, as far as these still hold. None
         is taken to have more memory than it has."""
-        known = self._read()
+        before = self._read()
+        known = dict(before)
         settled = [self._settle(node, known) for node in nodes]
-        self._write(known)
+        if known != before:
+            self._write(known)
         return settled
 
     def _settle(self, node: NodeSpec, known: dict[str, _Figures]) -> NodeSpec:
@@ -89,7 +91,9 @@ class Earlier:
             memory = old.memory
         bandwidth = old.bandwidth if _near(node.bandwidth, old.bandwidth, LINK) else node.bandwidth
         latency = old.latency if _near(node.latency, old.latency, LINK, LATENCY_SECONDS) else node.latency
-        known[name] = _Figures(speed, measured, when, memory, bandwidth, latency)  # the one used last comes last
+        known[name] = _Figures(
+            speed, measured, when, memory, bandwidth, latency
+        )  # those that have something new come last
         return replace(node, read_speed=speed, memory=memory, bandwidth=bandwidth, latency=latency)
 
     def _read(self) -> dict[str, _Figures]:

@@ -39,6 +39,11 @@ class Stop(NamedTuple):
     layer: int
     product: int
 
+    @property
+    def half(self) -> int:
+        """Its number among the halves of the stack's products (see `dllama.engine.halves`): what makes its A·x."""
+        return 8 * self.layer + 2 * self.product
+
 
 def stops(shape: AdapterShape | None, layers: range) -> Iterator[Stop]:
     """Where a pass through these layers meets the edge, in order; nowhere without an adapter."""

@@ -66,7 +66,7 @@ class ShortWay:
         picked = [[i for i, target in enumerate(names) if target in targets] for names in PRODUCTS]
         starts = np.cumsum([0, *map(len, picked)])
         of_product = [(int(start), len(each)) for start, each in zip(starts, picked, strict=False)]
-        records = [(8 * layer + 2 * product, layer, product, *of_product[product]) for layer, product in self.stops]
+        records = [(stop.half, *stop, *of_product[stop.product]) for stop in self.stops]
         self._frames, self._talks = libzmq.Frames(), np.zeros(1, TALK)
         self._talk = talk = self._talks[0]
         talk["socket"], talk["frames"] = first.peer.owner.socket.underlying, self._frames.place

@@ -115,7 +115,7 @@ def test_the_nodes_used_last_are_kept(start, tmp_path):
     assert start(replace(NODE, name="node0", read_speed=4.1e9))[0].read_speed == 4.1e9
 
 
-FIGURES = {"read_speed": 4e9, "measured": [4e9], "when": 0.0, "memory": 1, "bandwidth": 1e8, "latency": 0}
+FIGURES = {"read_speed": 3.9e9, "measured": [3.9e9], "when": 0.0, "memory": 1, "bandwidth": 1e8, "latency": 0}
 NO_FIGURES = [
     {"read_speed": math.nan},
     {"read_speed": -1},
@@ -135,10 +135,17 @@ NO_FIGURES = [
     + [json.dumps({"10.0.0.2:9998 4": FIGURES | wrong}) for wrong in NO_FIGURES],
 )
 def test_a_file_that_says_something_else_is_written_anew(start, tmp_path, text):
-    (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / "nodes.json").write_bytes(text.encode(errors="surrogateescape"))
+    path = tmp_path / "cache" / "nodes.json"
+    path.parent.mkdir()
+    path.write_bytes(text.encode(errors="surrogateescape"))
     assert start(NODE) == [NODE]
-    assert start(replace(NODE, read_speed=4.1e9)) == [NODE]
+    assert json.loads(path.read_text())["10.0.0.2:9998 4"]["measured"] == [NODE.read_speed]
+
+
+def test_what_the_file_says_is_gone_by(start, tmp_path):
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "nodes.json").write_text(json.dumps({"10.0.0.2:9998 4": FIGURES}))
+    assert start(NODE) == [replace(NODE, read_speed=3.9e9, bandwidth=1e8)]
 
 
 def test_a_folder_that_cannot_be_written(tmp_path, said):

@@ -54,8 +54,8 @@ def written(llama) -> list[int]:
     return [piece.token_id for piece in llama.generate(TOKENS, 8, SamplerSettings(temperature=0))]
 
 
-def cluster(files, *addresses, **options) -> Llama:
-    settings = ClusterSettings(addresses, None, (1,) * (1 + len(addresses)))
+def cluster(files, *addresses, equal=True, **options) -> Llama:
+    settings = ClusterSettings(addresses, None, (1,) * (1 + len(addresses)) if equal else None)
     return Llama(*files, nthreads=1, buffer_float_type="f32", context=64, cluster=settings, **options)
 
 
@@ -88,18 +88,10 @@ def test_a_slice_is_sent_once_though_measurements_differ(workers, tmp_path, file
 
         monkeypatch.setattr(crew, "recruit", recruited)
         monkeypatch.setattr(crew, "read_speed", lambda team, root=root: root)
-        settings, seen = ClusterSettings((worker.address,), None), []
-        with Llama(
-            *files,
-            nthreads=1,
-            buffer_float_type="f32",
-            context=64,
-            cluster=settings,
-            progress=lambda task, *_, seen=seen: seen.append(task),
-        ) as llama:
+        tasks.append([])
+        with cluster(files, worker.address, equal=False, progress=lambda task, *_: tasks[-1].append(task)) as llama:
             assert written(llama) == expected
             shares.append([share.ffn_blocks for share in llama.plan.shares])
-        tasks.append(seen)
     assert "sending weights" in tasks[0] and "sending weights" not in tasks[1]
     assert shares[0] == shares[1] and len(shares[0]) == 2
 

@@ -106,7 +106,7 @@ class CpuBackend(Workspace):
         send: Callable[[Sequence[np.ndarray]], None],
         sums: Sums | None = None,
     ) -> None:
-        first, last = self._begin(passages, came_from), _half(to)
+        first, last = self._begin(passages, came_from), to.half
         args = self._args(self._silent)
         with self.team.led(self._run_halves, *args, 0, ALWAYS):
             self._work(args, first, last + 1, sums)
@@ -135,7 +135,7 @@ class CpuBackend(Workspace):
         first = self._begin(passages, came_from)
         args = self._args(way.arguments(self._low))
         with self.team.led(self._run_halves, *args, 0, ALWAYS):
-            self._run_halves(0, *args, first, _half(way.stops[-1]) + 2)
+            self._run_halves(0, *args, first, way.stops[-1].half + 2)
         product = way.at.product
         for passage, span, answered in zip(passages, _spans(passages), way.answered, strict=True):
             passage.state = product, None
@@ -169,7 +169,7 @@ class CpuBackend(Workspace):
                 _, targets, rank = passage.answer.shape
                 self._low[span, :targets, :rank] = passage.answer
                 passage.answer = None
-        return 8 * came_from if isinstance(came_from, int) else _half(came_from) + 2
+        return 8 * came_from if isinstance(came_from, int) else came_from.half + 2
 
     def _take_in(self, passages: Sequence[Passage]) -> None:
         places = [place for passage in passages for place in passage.places]
@@ -198,10 +198,6 @@ class CpuBackend(Workspace):
     def _left_by(self, product: int) -> np.ndarray:
         """What a product has written."""
         return (self._qkv, self._y, self._hidden, self._y)[product]
-
-
-def _half(stop: Stop) -> int:
-    return 8 * stop.layer + 2 * stop.product
 
 
 def _spans(passages: Sequence[Passage]) -> list[slice]:

@@ -139,11 +139,10 @@ class TorchBackend:
         with self._memory_told("a pass"), self._lock:
             plan = self._begin(passages, came_from)
         for to in way.ahead:
-            half = 8 * to.layer + 2 * to.product
-            self._to_stop(plan, came_from, to, lambda low, half=half: self._talk_at(half, way.arguments(low)))
+            self._to_stop(plan, came_from, to, lambda low, to=to: self._talk_at(to.half, way.arguments(low)))
             answers, came_from = self._answers[self._answers_shape(plan, to)], to
             answers.array[:] = 0
-            if self._talk_at(half + 1, way.arguments(answers.array)):
+            if self._talk_at(to.half + 1, way.arguments(answers.array)):
                 break
             answers.upload()
         for passage, (_, span), answered in zip(passages, self._here, way.answered, strict=True):
