@@ -79,12 +79,14 @@ def test_an_error_in_a_shared_pass_ends_no_edge(served):
 
     def write(adapter, found) -> None:
         with edge(model, cloud.address, adapter=adapter) as engine:
+            all_here.wait()  # on a busy machine one could be done before another comes
             sequence = engine.sequence()
             found += [run(engine, [token], sequence, i)[0] for i, token in enumerate(TOKENS)]
 
     with CloudThread(model.path) as cloud:
         cloud.backend.before = before
         texts = [], [], []
+        all_here = threading.Barrier(len(texts), timeout=60)
         threads = [threading.Thread(target=write, args=(folder, text)) for text in texts]
         for thread in threads:
             thread.start()
