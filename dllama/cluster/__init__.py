@@ -6,6 +6,7 @@ reads the plan, and nothing else knows about slices.
 
 The plan:
     node, earlier             what it has to know of a device, and what was known of it at earlier starts
+    speeds                    how fast devices are beside each other
     share                     what one node holds of a model, down to rows and columns
     deal, fit                 heads, blocks and rows in proportion to speeds, and within each node's memory
     rounds                    who sends its part to whom in an exchange

@@ -25,7 +25,7 @@ from dllama.privatelora.frozen import MAX_SEED
 from dllama.privatelora.shape import MAX_RANK
 from dllama.targets import TARGETS
 
-PROTOCOL = 5
+PROTOCOL = 6
 """Changes with any message; nodes of different protocols refuse each other."""
 
 MAX_NODES = 256
@@ -42,6 +42,7 @@ MAX_ITEMS = 1 << 14
 
 COUNT = integer(0, 1 << 32)
 BYTES = integer(0, 1 << 50)
+SPEED = real(1, 1e15)  # bytes a second
 INDEX = integer(0, MAX_NODES - 1)
 DIGEST = data(16)
 DIM = integer(1, MAX_DIM)
@@ -153,7 +154,7 @@ SCHEMA: dict[type, Kind] = {
             "name": text(255),
             "threads": integer(1, 1 << 12),
             "free_memory": optional(BYTES),
-            "read_speed": optional(real(1, 1e15)),
+            "read_speed": optional(SPEED),
             "kernels": text(64),
             "model_digest": optional(DIGEST),
         },
@@ -227,4 +228,6 @@ SCHEMA: dict[type, Kind] = {
     ),
     messages.Adapt: Kind(27, {"epoch": COUNT, "number": COUNT, "adapter": optional(mapping(SEEDED))}),
     messages.Adapted: Kind(28, {"epoch": COUNT, "number": COUNT, "problem": optional(text(MAX_TEXT))}),
+    messages.Measure: Kind(29, {"epoch": COUNT, "round": COUNT}),
+    messages.Measured: Kind(30, {"epoch": COUNT, "round": COUNT, "read_speed": SPEED}),
 }

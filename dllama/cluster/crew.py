@@ -13,6 +13,7 @@ from dllama.cluster.digest import model_digest
 from dllama.cluster.earlier import Earlier
 from dllama.cluster.hub import Hub
 from dllama.cluster.job import Job
+from dllama.cluster.links import LinkLost
 from dllama.cluster.loading import Loading, Made
 from dllama.cluster.mesh import Mesh, NodeLost, blamed
 from dllama.cluster.node import NodeSpec
@@ -21,10 +22,10 @@ from dllama.cluster.planner import make_plan
 from dllama.cluster.recruit import Recruit, dismiss, recruit
 from dllama.cluster.settings import ClusterSettings
 from dllama.cluster.slices import ModelSlice
+from dllama.cluster.speeds import speeds_together
 from dllama.cluster.supply import Supply
 from dllama.engine.adapter_weights import ranks_of, values_of
 from dllama.engine.memory import available_bytes
-from dllama.engine.speed import read_speed
 from dllama.errors import ClusterError, PlanError
 from dllama.formats import FloatType, ModelFile
 from dllama.kernels.team import Team
@@ -105,7 +106,7 @@ class Crew:
         its end.
         """
         self.epoch += 1
-        self.plan = self._planned()
+        self.plan = self._planned_with_those_there()
         for node, reason in self.plan.left_out:
             self._notify(f"worker {node.name} is left out: {reason}")
             self._dismiss(node.name)
@@ -131,12 +132,7 @@ class Crew:
 
     def leave_out(self, node: int, reason: str, when: str) -> None:
         """Goes on without a worker, whom the next plan will not have."""
-        name = self.plan.nodes[node].name
-        self._notify(f"worker {name} is lost {when}: {reason}; going on without it")
-        self._dismiss(name)
-        self._lost.append(name)
-        found = self._recruit(self._spare, AGAIN_SECONDS)
-        self._spare = [address for address in self._spare if address not in found]
+        self._leave_out(self.plan.nodes[node].name, reason, when)
 
     def take_back(self, mesh: Mesh | None) -> bool:
         """Between texts: notices what has happened to the workers meanwhile, and asks those that were lost again.
@@ -173,14 +169,33 @@ class Crew:
             raise errors[0]
         return [worker.address for worker in found]
 
+    def _leave_out(self, name: str, reason: str, when: str) -> None:
+        self._notify(f"worker {name} is lost {when}: {reason}; going on without it")
+        self._dismiss(name)
+        self._lost.append(name)
+        found = self._recruit(self._spare, AGAIN_SECONDS)
+        self._spare = [address for address in self._spare if address not in found]
+
     def _dismiss(self, address: str) -> None:
         """Lets a worker go: it is lost, or the plan has no use for it."""
         leaving = [worker for worker in self._recruits if worker.address == address]
         self._recruits = [worker for worker in self._recruits if worker not in leaving]
         dismiss(leaving)
 
+    def _planned_with_those_there(self) -> Plan:
+        """The plan for the workers at hand, without those that are lost meanwhile. The first time such a one is a
+        mistake. Raises PlanError, ClusterError."""
+        while True:
+            try:
+                return self._planned()
+            except LinkLost as lost:
+                name, reason = lost.source.name, lost.reason
+            if self.plan is None:
+                raise ClusterError(f"worker {name}: {reason}")
+            self._leave_out(name, reason, "while the nodes were measured")
+
     def _planned(self) -> Plan:
-        """The plan for the workers at hand. Raises PlanError, ClusterError."""
+        """The plan for the workers at hand. Raises PlanError, ClusterError, and LinkLost where they are measured."""
         config, (buffer_type, kv_type) = self._model.config, self._types
         types = {"buffer_type": buffer_type, "kv_type": kv_type}
         ratios = self._ratios()
@@ -196,14 +211,11 @@ class Crew:
             raise ClusterError(f"worker {lost} is lost, and the rest cannot hold the model: {error}") from None
 
     def _nodes(self, by_speed: bool) -> list[NodeSpec]:
-        """The nodes at hand. To measure this one's speed takes a while, and is left until shares go by speed. Until
-        then the others' say nothing either, nor do they where a local worker was not measured."""
+        """The nodes at hand. To measure them takes a while, and is left until shares go by speed. Until then what the
+        workers tell of themselves says nothing either, nor does it where a local worker was not measured."""
         by_speed = by_speed and all(worker.spec.read_speed for worker in self._recruits)
-        if by_speed and self._spec.read_speed is None:
-            speed = self._earlier.speed(self._spec) or read_speed(self._team)
-            self._spec = replace(self._spec, read_speed=speed)
         nodes = [self._spec, *(worker.spec for worker in self._recruits)]
-        root, *workers = self._earlier.settled(nodes) if by_speed else nodes
+        root, *workers = self._earlier.settled(nodes, self._measured) if by_speed else nodes
         if workers:  # each was measured with this node at the other end
             latency, bandwidth = min(each.latency for each in workers), max(each.bandwidth for each in workers)
             root = replace(root, latency=latency, bandwidth=bandwidth)
@@ -212,6 +224,11 @@ class Crew:
             nodes = [replace(node, read_speed=None) for node in nodes]
         taken = sum(adapter.nbytes for adapter in self._adapters)  # whole, though a node has a slice of most
         return [node if node.memory is None else replace(node, memory=max(0, node.memory - taken)) for node in nodes]
+
+    def _measured(self) -> list[float]:
+        """The speeds of the nodes at hand. Raises LinkLost."""
+        self._notify("measuring how fast the nodes are, all at once")
+        return speeds_together(self._team, [worker.link for worker in self._recruits], self.epoch)
 
     def _ratios(self) -> Sequence[float] | None:
         """The user's, for the nodes at hand."""

@@ -38,6 +38,21 @@ class Probe(NamedTuple):
     number: int
 
 
+class Measure(NamedTuple):
+    """root -> worker: measure how fast you are, now, as all others do."""
+
+    epoch: int  # of the plan that it is for
+    round: int
+
+
+class Measured(NamedTuple):
+    """worker -> root: that is how fast."""
+
+    epoch: int
+    round: int
+    read_speed: float  # bytes of weights a second
+
+
 class Plan(NamedTuple):
     """root -> worker: who holds what. ``plan`` is a dict with the keys of PLAN."""
 

@@ -65,8 +65,7 @@ class Preparation:
         """Ready to run the job's steps, or a stack's passes, as the root is told. Raises Unable, NodeLost, Superseded,
         RootGone."""
         mesh = Mesh(self._desk.hub, joining.endpoints(), job.epoch, job.step_timeout, self._desk.other)
-        if self._thread is not None:  # of an earlier plan: until it ends it has the team, and memory
-            self._watch(job, "loading weights", lambda: (0, 1), lambda: not self._thread.is_alive())
+        self.finish_loading(job.epoch)
         self._check_memory(job)
         source = self._slice(job)
         start = time.perf_counter()
@@ -78,6 +77,16 @@ class Preparation:
         self._notify(f"ready: {job.describe()}")
         self._desk.tell(wire.Ready(job.epoch, (time.perf_counter() - start) * 1e3))
         return member
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether a thread has the team, and memory; it may be of an earlier plan."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def finish_loading(self, epoch: int) -> None:
+        """Waits until no thread does. Raises Superseded, RootGone."""
+        if self.is_loading:
+            self._watch(epoch, "loading weights", lambda: (0, 1), lambda: not self.is_loading)
 
     def _check_memory(self, job: Job) -> None:
         needed, free = job.memory_bytes, self.free_memory()
@@ -131,7 +140,7 @@ class Preparation:
                 self._progress("receiving weights", incoming.done_bytes, nbytes)
             with ThreadPoolExecutor(1) as thread:  # the disk may take its time
                 finished = thread.submit(incoming.finish)
-                self._watch(job, "storing weights", lambda: (nbytes, nbytes), finished.done)
+                self._watch(job.epoch, "storing weights", lambda: (nbytes, nbytes), finished.done)
             return finished.result()
 
     def _adapters(self, job: Job, nbytes: int) -> Iterator[np.ndarray]:
@@ -160,14 +169,16 @@ class Preparation:
         loading = Loading(job, source, self._team, self._notify, note)
         self._thread = loading.thread
         try:
-            self._watch(job, "loading weights", lambda: figures, lambda: not self._thread.is_alive())
+            self._watch(job.epoch, "loading weights", lambda: figures, lambda: not self.is_loading)
             return loading.result()
         except DllamaError as error:
             raise Unable(f"the slice cannot be loaded: {error}") from None
         finally:
             loading.give_up()
 
-    def _watch(self, job: Job, task: str, figures: Callable[[], tuple[int, int]], is_done: Callable[[], bool]) -> None:
+    def _watch(
+        self, epoch: int, task: str, figures: Callable[[], tuple[int, int]], is_done: Callable[[], bool]
+    ) -> None:
         """Returns at the end of what another thread does. Raises Superseded, RootGone."""
         tell = _Throttle(self._desk.tell)
         while not is_done():
@@ -178,7 +189,7 @@ class Preparation:
             if received and received[0] is self._desk.root:
                 raise Superseded(received[1], received[2][1:])
             self._progress(task, *figures())
-            tell(wire.Loading(job.epoch, *figures()))
+            tell(wire.Loading(epoch, *figures()))
         self._progress(task, *figures())
 
 

@@ -28,6 +28,8 @@ from dllama.cluster.messages import (  # noqa: F401 - whoever talks gets them fr
     Loading,
     Lost,
     Low,
+    Measure,
+    Measured,
     Need,
     NeedAdapters,
     Open,

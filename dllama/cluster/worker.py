@@ -74,7 +74,6 @@ class Worker:
         self._listener = Listener(settings.host, settings.port, settings.key, log=notify)
         self._team = Team(settings.nthreads)
         self._speeds: deque[float] = deque(maxlen=MEASUREMENTS)
-        self._measure()
         self._desk = Desk(self._listener, self._welcome, notify)
         cache = settings.cache or SliceCache(notify=notify)
         self._preparation = Preparation(
@@ -83,6 +82,7 @@ class Worker:
         self._job: Job | None = None
         self._joining: Joining | None = None
         self._member: Member | StackMember | None = None
+        self._measure()
 
     @property
     def port(self) -> int:
@@ -107,7 +107,7 @@ class Worker:
             self._desk.leave_root()
 
     def _measure(self) -> None:
-        if self._settings.measured:
+        if self._settings.measured and not self._preparation.is_loading:
             self._speeds.append(read_speed(self._team))
 
     def _serve(self, wish: tuple | None) -> tuple | None:
@@ -116,6 +116,9 @@ class Worker:
             message, payload = wish or self._desk.next(self._keep, self._look)
             if type(message) is wire.Plan:
                 self._prepare(message)
+            elif type(message) is wire.Measure:
+                self._preparation.finish_loading(message.epoch)
+                self._desk.tell(wire.Measured(*message, read_speed(self._team)))
             elif type(message) in WORK and self._member is not None and message.epoch == self._job.epoch:
                 self._work(message, payload[0] if payload else b"")
             return None

@@ -267,7 +267,7 @@ def test_workers_that_are_no_help_are_let_go(workers, expected):
     lines = []
     settings = ClusterSettings((first.address, second.address), None)
     with Llama(nthreads=1, buffer_float_type="f32", cluster=settings, notify=lines.append) as llama:
-        reasons = [line.partition(" is left out: ")[2] for line in lines]
+        reasons = [reason for line in lines if (reason := line.partition(" is left out: ")[2])]
         assert len(reasons) == 2 and any(reason.startswith("it is too slow to help") for reason in reasons)
         # One that measures far less than the other, on a busy machine, may have no head in their share.
         assert all(reason.startswith(("it is too slow to help", "its share comes to less")) for reason in reasons)

@@ -2,13 +2,14 @@
 
 import os
 import shutil
-from dataclasses import replace
+import time
 from types import SimpleNamespace
 
 import pytest
 
 from dllama import Llama, SamplerSettings
-from dllama.cluster import crew, supply, wire
+from dllama.cluster import earlier, speeds, supply, wire
+from dllama.cluster.earlier import DAY
 from dllama.cluster.mesh import NodeLost
 from dllama.cluster.settings import ClusterSettings
 from dllama.errors import ClusterError, FileError, PlanError
@@ -77,23 +78,22 @@ def test_a_slice_is_sent_once(workers, tmp_path, files, expected):
 
 
 def test_a_slice_is_sent_once_though_measurements_differ(workers, tmp_path, files, expected, monkeypatch):
-    """Without ratios shares go by what is measured, at each start anew."""
-    (worker,) = workers(1, cache=str(tmp_path / "slices"))
-    tasks, shares, measured = [], [], crew.recruit
-    for root, other in ((4.0e7, 4.1e7), (4.2e7, 3.9e7)):  # so slow that two are faster than one
-
-        def recruited(*args, other=other):
-            found, errors = measured(*args)
-            return [replace(each, spec=replace(each.spec, read_speed=other)) for each in found], errors
-
-        monkeypatch.setattr(crew, "recruit", recruited)
-        monkeypatch.setattr(crew, "read_speed", lambda team, root=root: root)
+    """Without ratios shares go by what is measured, and that is gone by for a day, or while it is about the same."""
+    # so slow that two are faster than one
+    (worker,) = workers(1, cache=str(tmp_path / "slices"), speeds=(5e7, *[4.1e7] * speeds.ROUNDS, 3.9e7))
+    tasks, shares, said = [], [], []
+    for days, root in ((0, 4.0e7), (0.5, 1e7), (1.5, 4.2e7)):
+        now = time.time() + days * DAY
+        monkeypatch.setattr(speeds, "read_speed", lambda team, root=root: root)
+        monkeypatch.setattr(earlier, "time", SimpleNamespace(time=lambda now=now: now))
         tasks.append([])
-        with cluster(files, worker.address, equal=False, progress=lambda task, *_: tasks[-1].append(task)) as llama:
+        told = {"progress": lambda task, *_: tasks[-1].append(task), "notify": said.append}
+        with cluster(files, worker.address, equal=False, **told) as llama:
             assert written(llama) == expected
             shares.append([share.ffn_blocks for share in llama.plan.shares])
-    assert "sending weights" in tasks[0] and "sending weights" not in tasks[1]
-    assert shares[0] == shares[1] and len(shares[0]) == 2
+    assert said.count("measuring how fast the nodes are, all at once") == 2
+    assert ["sending weights" in each for each in tasks] == [True, False, False]
+    assert shares == [shares[0]] * 3 and len(shares[0]) == 2
 
 
 def test_a_transfer_that_broke_off_is_gone_on_with(workers, tmp_path, files, expected, cable):

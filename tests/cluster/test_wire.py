@@ -72,6 +72,8 @@ MESSAGES = (
     wire.Adapt(1, 2, None),
     wire.Adapted(1, 2, None),
     wire.Adapted(1, 2, "not enough memory"),
+    wire.Measure(1, 2),
+    wire.Measured(1, 2, 4.5e9),
 )
 
 

@@ -127,6 +127,18 @@ def test_an_idle_worker_measures_itself_again_and_tells_the_best(workers):
     assert list(dict.fromkeys(told)) == [4e9, 5e9, 2e9]
 
 
+def test_a_worker_measures_itself_when_the_root_says_so(workers):
+    (worker,) = workers(1, speeds=(4e9, 3e9, 2e9))
+    with FakeRoot(worker) as root:
+        assert root.greet().read_speed == 4e9
+        for number, speed in enumerate((3e9, 2e9)):
+            root.say(wire.Measure(1, number))
+            assert root.hear(wire.Measured) == wire.Measured(1, number, speed)
+        root.say(wire.Bye())
+        root.hear(wire.Bye)
+        assert root.greet().read_speed == 4e9, "what it measures together with others is none of its own"
+
+
 def test_workers_of_another_session_get_no_answer(worker):
     with FakeRoot(worker) as root, FakeRoot(worker) as stranger, FakeRoot(worker) as friend:
         root.greet()
