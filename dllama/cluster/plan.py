@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from dllama.cluster import traffic
 from dllama.cluster.node import NodeSpec
-from dllama.cluster.rounds import Form
+from dllama.cluster.rounds import Form, partner_of
 from dllama.cluster.share import Share
 from dllama.cluster.traffic import Round, Traffic
 from dllama.formats import FloatType, ModelConfig
@@ -70,9 +70,10 @@ class Plan:
         read = self.read_seconds()
         return seconds if read is None else seconds - self._hidden_seconds()
 
-    def message_seconds(self, node: int) -> float:
-        """CPU time that its messages take a node."""
-        return traffic.work_seconds(self._rounds(self.form), node, self.nodes[node])
+    def held_seconds(self, node: int) -> float:
+        """Time for which exchanges keep a node from reading, whatever the others do: the CPU time of its messages, and
+        what it waits for its partner in a fold."""
+        return traffic.work_seconds(self._rounds(self.form), node, self.nodes[node]) + self._partner_seconds(node)
 
     def read_seconds(self, position: int = 0) -> float | None:
         """Time in reading weights, and the keys and values of ``position`` earlier tokens.
@@ -96,16 +97,36 @@ class Plan:
         return None if read is None else read + self.exchange_seconds
 
     def _hidden_seconds(self) -> float:
-        """What of the messages' CPU time falls to nodes that would else wait for others to read.
+        """What of the exchanges falls to nodes that would else wait for others to read.
 
         Counted over a layer's two segments together, as both have the same messages: the slowest in reading plus the
-        slowest in messages, less the slowest in both.
+        slowest in messages, less the slowest in both. The first round of a fold and its last hold up only the nodes
+        that have messages there: the others go on reading.
         """
-        rounds = [each for each in self._rounds(self.form) if each[1] > 1]
-        messages = [traffic.work_seconds(rounds, i, node) for i, node in enumerate(self.nodes)]
+        exchange = self._exchange_rounds()
+        common = exchange[1:-1] if self.form is Form.FOLD else exchange
+        apart = self._seconds(exchange) - self._seconds(common)
+        apart += max(traffic.work_seconds(common, i, node) for i, node in enumerate(self.nodes))
         reads = [sum(self.segment_seconds(share)[:2]) for share in self.shares]
-        apart = max(reads) + max(messages)
-        return apart - max(read + message for read, message in zip(reads, messages, strict=True))
+        held = (traffic.work_seconds(exchange, i, node) + self._partner_seconds(i) for i, node in enumerate(self.nodes))
+        return max(reads) + apart - max(map(sum, zip(reads, held, strict=True)))
+
+    def _partner_seconds(self, node: int) -> float:
+        """What a node outside a fold waits for its partner: until its part is there, until that has met all others,
+        and until their sum is back."""
+        partner = partner_of(self.form, self.order, node)
+        if partner is None:
+            return 0.0
+        exchange = self._exchange_rounds()
+        ways = (
+            count * traffic.way_seconds(round.traffic[node], self.nodes[node])
+            for round, count in (exchange[0], exchange[-1])
+        )
+        return sum(ways) + traffic.work_seconds(exchange, partner, self.nodes[partner])
+
+    def _exchange_rounds(self) -> list[tuple[Round, int]]:
+        """Those of a layer."""
+        return [each for each in self._rounds(self.form) if each[1] > 1]
 
     def _rounds(self, form: Form) -> list[tuple[Round, int]]:
         return traffic.rounds(form, self.order, self.shares, self.buffer_type, self.top_k)

@@ -178,16 +178,16 @@ class _Planner:
 
 
 def _relieved(plan: Plan, speeds: dict[NodeSpec, float]) -> dict[NodeSpec, float]:
-    """Weights with which all nodes of a plan would be done at the same time, their messages included: those cost a slow
-    node more, so that it has less time for products. With s of time for messages, v bytes a second and B bytes in all,
+    """Weights with which all nodes of a plan would be done at the same time, exchanges included: those keep a slow node
+    for longer, so that it has less time for products. With s of time in exchanges, v bytes a second and B bytes in all,
     a node works (t - s)·v of them until t; t is where these are all."""
     nbytes = sum(share.weight_bytes for share in plan.shares)
-    messages = {node: plan.message_seconds(number) for number, node in enumerate(plan.nodes)}
+    held = {node: plan.held_seconds(number) for number, node in enumerate(plan.nodes)}
     busy = list(speeds)
     while True:
-        t = (nbytes + sum(messages[node] * speeds[node] for node in busy)) / sum(speeds[node] for node in busy)
-        late = [node for node in busy if messages[node] >= t]
+        t = (nbytes + sum(held[node] * speeds[node] for node in busy)) / sum(speeds[node] for node in busy)
+        late = [node for node in busy if held[node] >= t]
         if not late:
             break
         busy = [node for node in busy if node not in late]
-    return {node: max((t - messages[node]) * speed, speed * 1e-9) for node, speed in speeds.items()}
+    return {node: max((t - held[node]) * speed, speed * 1e-9) for node, speed in speeds.items()}

@@ -52,6 +52,14 @@ def meetings(form: Form, order: Sequence[int], node: int) -> list[Meeting]:
     return [_mesh([nodes[i] for i in group], node) for group in _groups(nodes.index(node), sizes)]
 
 
+def partner_of(form: Form, order: Sequence[int], node: int) -> int | None:
+    """Who takes a node's part along in a fold; None for a node that meets others itself."""
+    if form is not Form.FOLD:
+        return None
+    meeting = meetings(form, order, node)[0]
+    return meeting.to[0] if meeting.to else None
+
+
 def factors(n: int) -> list[int]:
     """The prime factors of n, the smallest first."""
     found, factor = [], 2

@@ -75,12 +75,17 @@ def seconds(round: Round, nodes: Sequence[NodeSpec]) -> float:
     """How long a round takes."""
     return max(
         (
-            node.latency + max(moved) / node.bandwidth + messages * message_seconds(node)
+            way_seconds(moved, node) + messages * message_seconds(node)
             for node, moved, messages in zip(nodes, *round, strict=True)
             if messages
         ),
         default=0.0,
     )
+
+
+def way_seconds(moved: Traffic, node: NodeSpec) -> float:
+    """How long what a node sends and receives is on its way."""
+    return node.latency + max(moved) / node.bandwidth
 
 
 def work_seconds(rounds: Sequence[tuple[Round, int]], node: int, spec: NodeSpec) -> float:

@@ -101,7 +101,7 @@ def test_slow_nodes_get_less_than_their_speed_as_messages_cost_them_more():
     plan, by_speed = make_plan(LLAMA2_7B, nodes), make_plan(LLAMA2_7B, nodes, [3, 3, 2])
     assert heads(plan)[2] < heads(by_speed)[2]
     assert plan.step_seconds() < by_speed.step_seconds()
-    done = [sum(plan.segment_seconds(share)[:2]) + plan.message_seconds(i) for i, share in enumerate(plan.shares)]
+    done = [sum(plan.segment_seconds(share)[:2]) + plan.held_seconds(i) for i, share in enumerate(plan.shares)]
     assert max(done) < 1.1 * min(done)  # all at the same time, as far as whole heads go
     assert plan.exchange_seconds < by_speed.exchange_seconds
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from dllama.cluster import traffic
 from dllama.cluster.deal import head_unit
 from dllama.cluster.planner import make_plan
-from dllama.cluster.rounds import Form
+from dllama.cluster.rounds import Form, meetings
 from dllama.cluster.traffic import Traffic
 from dllama.formats import FloatType
 from tests.cluster.models import LLAMA2_7B, TINY, configs, equal_nodes
@@ -75,6 +75,55 @@ def test_a_slow_device_is_folded_onto_a_fast_one():
     assert there == (((Traffic(VECTOR, 0), Traffic(0, VECTOR), none), (1, 1, 0)), 64)
     assert middle == (((none, one, one), (0, 2, 2)), 64)
     assert back == (((Traffic(0, VECTOR), Traffic(VECTOR, 0), none), (1, 1, 0)), 64)
+
+
+def clocked(plan) -> float:
+    """Seconds of all layers, by a clock for each node: it reads, sends its messages one after the other, and takes in
+    those of others as they come."""
+    places = range(len(plan.nodes))
+    met = [meetings(plan.form, plan.order, node) for node in places]
+    way = [node.latency + VECTOR / node.bandwidth for node in plan.nodes]
+    cost = [traffic.message_seconds(node) for node in plan.nodes]
+    clock = [0.0 for _ in places]
+    for segment in range(2 * plan.config.n_layers):
+        for node, share in enumerate(plan.shares):
+            clock[node] += plan.segment_seconds(share)[segment % 2] / plan.config.n_layers
+        for round in range(len(met[0])):
+            comes = {}
+            for node in places:
+                for other in met[node][round].to:
+                    clock[node] += cost[node]
+                    comes[node, other] = clock[node] + way[node]
+            for node in places:
+                for time in sorted(comes[other, node] for other in met[node][round].of):
+                    clock[node] = max(clock[node], time) + cost[node]
+    return max(clock)
+
+
+UNEQUAL = [(9, 9, 3), (9, 9, 9), (9, 9), (9, 6, 4, 3, 2), (4, 4, 4, 4, 2, 2), (2, 9, 9)]
+
+
+@pytest.mark.parametrize("speeds", UNEQUAL)
+@pytest.mark.parametrize("planned", [True, False], ids=["the plan's shares", "in proportion to speeds"])
+def test_the_time_of_a_token_is_what_clocks_would_tell(speeds, planned):
+    nodes = [
+        replace(node, read_speed=1e9 * speed) for node, speed in zip(equal_nodes(9, latency=5e-5), speeds, strict=False)
+    ]
+    plan = make_plan(LLAMA2_7B, nodes, None if planned else speeds)
+    assert {plan.form} <= {Form.MESH, Form.FOLD}, "each part is a whole vector"
+    outside = sum(count * traffic.seconds(round, plan.nodes) for round, count in rounds(plan, plan.form) if count == 1)
+    outside += max(plan.segment_seconds(share)[2] for share in plan.shares)
+    assert plan.step_seconds() - outside == pytest.approx(clocked(plan), rel=0.08)
+
+
+@pytest.mark.parametrize("speeds", [(9, 9, 3), (4, 4, 4, 4, 2, 2), (9, 6, 4, 3, 2)])
+def test_a_node_outside_a_fold_has_less_to_read_as_it_waits_for_its_partner(speeds):
+    nodes = [
+        replace(node, read_speed=1e9 * speed) for node, speed in zip(equal_nodes(9, latency=5e-5), speeds, strict=False)
+    ]
+    plan, in_proportion = make_plan(LLAMA2_7B, nodes), make_plan(LLAMA2_7B, nodes, speeds)
+    assert plan.form is in_proportion.form is Form.FOLD
+    assert clocked(plan) < 0.95 * clocked(in_proportion)
 
 
 def test_reduce_scatter_and_all_gather_on_slow_links():
