@@ -10,12 +10,11 @@ from statistics import harmonic_mean
 
 from dllama.cluster import wire
 from dllama.cluster.links import Link, LinkLost
+from dllama.cluster.supply import SILENCE_SECONDS
 from dllama.engine.speed import read_speed
 from dllama.kernels.team import Team
 
 ROUNDS = 3
-SILENCE_SECONDS = 20.0
-"""A worker that says nothing for so long is given up; one whose threads are busy says so twice a second."""
 
 
 def speeds_together(team: Team, links: Sequence[Link], epoch: int) -> list[float]:
@@ -33,6 +32,7 @@ def speeds_together(team: Team, links: Sequence[Link], epoch: int) -> list[float
 
 
 def _answer(link: Link, epoch: int, number: int) -> float:
+    """What a worker measures in a round; one whose threads are busy says so twice a second until they are not."""
     heard = time.monotonic()
     while (left := heard + SILENCE_SECONDS - time.monotonic()) > 0:
         frames = link.receive(1e3 * left)

@@ -107,6 +107,7 @@ class Worker:
             self._desk.leave_root()
 
     def _measure(self) -> None:
+        """Not while what a root that has left asked for still has the team."""
         if self._settings.measured and not self._preparation.is_loading:
             self._speeds.append(read_speed(self._team))
 

@@ -1,6 +1,7 @@
 """A live worker's port: whom it serves, what it refuses, and that nothing that arrives there ends it."""
 
 import socket
+import threading
 import time
 from contextlib import suppress
 from dataclasses import replace
@@ -13,10 +14,12 @@ from hypothesis import strategies as st
 
 from dllama import __version__
 from dllama.cluster import bounds, wire
+from dllama.cluster import worker as worker_module
 from dllama.cluster.job import Job
 from dllama.cluster.node import NodeSpec
 from dllama.cluster.planner import make_plan
 from dllama.cluster.transfer import CHUNK_BYTES, chunk_digest
+from dllama.cluster.worker import Worker, WorkerSettings
 from dllama.formats import FloatType
 from tests.cluster.models import TINY
 from tests.cluster.stranger import SECONDS, Stranger
@@ -137,6 +140,40 @@ def test_a_worker_measures_itself_when_the_root_says_so(workers):
         root.say(wire.Bye())
         root.hear(wire.Bye)
         assert root.greet().read_speed == 4e9, "what it measures together with others is none of its own"
+
+
+def test_an_idle_worker_does_not_measure_itself_while_an_earlier_load_has_its_threads(cache, monkeypatch):
+    monkeypatch.setattr(worker_module, "read_speed", lambda team: 4e9)
+    worker = Worker(WorkerSettings("127.0.0.1", 0, None, 1, cache=cache), notify=lambda line: None)
+    loaded = threading.Event()
+    load = worker._preparation._thread = threading.Thread(target=loaded.wait, args=(60,))
+    try:
+        load.start()
+        worker._measure()
+        assert list(worker._speeds) == [4e9], "that of its start"
+        loaded.set()
+        load.join()
+        worker._measure()
+        assert list(worker._speeds) == [4e9] * 2
+    finally:
+        loaded.set()
+        worker._listener.close()
+        worker._team.close()
+
+
+def test_a_root_may_have_nodes_measured_again_while_a_plan_is_prepared(worker):
+    task = job(replace(TINY, dim=512, hidden_dim=1984, n_layers=8, weight_type=FloatType.F32))
+    with FakeRoot(worker) as root:
+        root.greet()
+        message = task.message()
+        root.say(message)
+        root.hear(wire.Need)
+        supply(root, message, task.layout)
+        root.hear(wire.Loading)
+        root.say(wire.Measure(message.epoch + 1, 0))
+        assert root.hear(wire.Measured, wire.Refuse)[:2] == (message.epoch + 1, 0)
+        root.epoch = message.epoch + 1
+        ready(root, job(replace(TINY, n_layers=1)))
 
 
 def test_workers_of_another_session_get_no_answer(worker):
