@@ -131,6 +131,8 @@ class Cloud:
         if group:
             group = group[:1] if time.monotonic() < self._alone_until else group
             group = sorted(group, key=lambda session: session.number)  # the same edges, the same batch
+            for session in group:
+                session.goes_on()
             way = self._short_way(group)
             if way is not None:
                 self._go(group, way)
@@ -338,7 +340,7 @@ class Cloud:
         for i, session in enumerate(group):
             session.seconds += seconds
             if streams is not None:
-                self._costs.stepped(session.seconds)
+                self._costs.ended(session)
                 tell(session, partial(session.left, streams[i]))
         for peer, reason in unfit:
             self._refuse(peer, reason)

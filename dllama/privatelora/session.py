@@ -79,7 +79,7 @@ class Session:
         self._most_rows = most_rows(self._shape, backend.config.dim)
         self.passages: list[Passage] = []
         self.ready_at: float | None = None
-        self.waits_since = self.left_at = 0.0
+        self.waits_since = self.left_at = self._set_out_at = 0.0
         self.hope = 1.0
         self.seconds = 0.0
 
@@ -97,6 +97,15 @@ class Session:
     def rows(self) -> int:
         """Of the step that is on its way."""
         return sum(len(passage.places) for passage in self.passages)
+
+    def goes_on(self) -> None:
+        """It is about to be taken on."""
+        if not self._next:
+            self._set_out_at = time.monotonic()
+
+    def left_in(self, now: float) -> float:
+        """Seconds until the step that is on its way ends, at its pace so far."""
+        return (now - self._set_out_at) / self._next * (len(self._stops) + 1 - self._next)
 
     def enter(self, message: wire.Enter, payload: Sequence) -> None:
         """A step begins. Raises Unfit."""

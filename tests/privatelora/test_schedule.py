@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dllama.engine.workspace import MAX_ROWS
@@ -25,6 +25,11 @@ class Edge:
     left_at: float = -1e9
     hope: float = 1.0
     stops: list = field(default_factory=lambda: STOPS)
+    set_out_at: float = 0.0
+    seconds: float = 0.0
+
+    def left_in(self, now):
+        return (now - self.set_out_at) / self.at * (len(self.stops) + 1 - self.at)
 
     @property
     def passages(self):
@@ -84,14 +89,31 @@ def test_hope_halves_and_returns():
     assert late.hope == 1.0
 
 
+def test_hope_grows_with_every_step_but_not_with_its_begin():
+    one, other = Edge(0, 5.0), Edge(0, 5.0, hope=0.25)
+    assert choose([one, other], COSTS, 5.0) == ([one, other], None) and other.hope == 0.25
+    for _ in range(2):
+        Costs().ended(other)
+    assert other.hope == pytest.approx(0.5)
+    for _ in range(3):
+        Costs().ended(other)
+    assert other.hope == 1.0
+    whole = [Edge(0, 5.0, stops=[]), Edge(0, 5.0, stops=[], hope=0.25)]  # a step without stops
+    assert choose(whole, COSTS, 5.0) == (whole, None) and whole[1].hope == 1.0
+
+
 def test_who_enters_waits_for_those_on_their_way_and_those_about_to_come():
-    for other in (Edge(2), Edge(2, 9.9), Edge(None, left_at=8.0)):
+    for other in (Edge(2, set_out_at=6.0), Edge(2, 9.9, set_out_at=6.0), Edge(None, left_at=8.0)):
         entering = Edge(0, 9.0)
         group, wait = choose([entering, other], COSTS, 10.0)
         assert (group == [other]) if other.ready_at else (wait == pytest.approx(5.0))
         assert choose([entering, other], COSTS, 15.1)[0] in ([entering], [other])
     gone = Edge(None, left_at=3.0)  # its next step is overdue
     assert choose([entering, gone], COSTS, 10.0) == ([entering], None)
+    slow = Edge(1, set_out_at=7.0)  # three seconds a stop, and three to go
+    assert choose([entering, slow], COSTS, 10.0) == ([entering], None)
+    hopeless = Edge(2, set_out_at=6.0, hope=0.25)  # it is expected later than it is waited for
+    assert choose([entering, hopeless], COSTS, 10.0) == ([entering], None)
 
 
 def test_a_full_group_does_not_wait():
@@ -103,7 +125,7 @@ def test_costs_are_averages():
     costs = Costs()
     for _ in range(60):
         costs.passed(2.0)
-        costs.stepped(8.0)
+        costs.ended(Edge(seconds=8.0))
     assert costs.pass_seconds == pytest.approx(2.0, rel=1e-3) and costs.step_seconds == pytest.approx(8.0, rel=1e-3)
 
 
@@ -169,3 +191,62 @@ def test_every_edge_gets_through(delays):
         now += COSTS.pass_seconds if group else min(limits) + 1e-9
         steps += 1
         assert steps < 200
+
+
+@dataclass(eq=False)
+class Writer(Edge):
+    """An edge that writes without end. comes: when its prompt does; answer: seconds until it has answered, and until
+    it begins the next step; steps: of each, whether it had company all the way."""
+
+    comes: float = 0.0
+    answer: float = 0.1
+    stops: list = field(default_factory=lambda: [Stop(layer, 0) for layer in range(20)])
+    steps: list = field(default_factory=list)
+
+
+def let_write(writers, seconds):
+    """A pass takes a second for one row, and 0.3 more for each beside it."""
+    due, costs, now = {id(edge): edge.comes for edge in writers}, Costs(), 0.0
+    while now < seconds:
+        for edge in writers:
+            if due.get(id(edge), now + 1) <= now:
+                edge.ready_at = due.pop(id(edge))
+                if edge.at is None:
+                    edge.at, edge.rows, edge.seconds, edge.company = 0, 1 if edge.steps else 16, 0.0, True
+        group, wait = choose(writers, costs, now)
+        if not group:
+            now = min([*due.values(), *([] if wait is None else [now + wait])]) + 1e-9
+            continue
+        taken = 0.01 if group[0].at == 0 else 1 + 0.3 * (sum(edge.rows for edge in group) - 1)
+        costs.passed(taken)
+        for edge in group:
+            edge.set_out_at = edge.set_out_at if edge.at else now
+            edge.company = edge.company and len(group) > 1
+            edge.seconds += taken
+            edge.ready_at, due[id(edge)] = None, now + taken + edge.answer
+            if edge.at < len(edge.stops):
+                edge.at += 1
+            else:
+                edge.at, edge.left_at = None, now + taken
+                edge.steps.append(edge.company)
+                costs.ended(edge)
+        now += taken
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(0, 200), min_size=2, max_size=4), st.sampled_from([1.0, LEAST_HOPE]))
+def test_edges_that_came_at_different_times_go_together_in_the_end(moments, hope):
+    """Whatever they have been waited for in vain before."""
+    writers = [Writer(comes=moment, hope=hope) for moment in moments]
+    let_write(writers, 4000)
+    for writer in writers:
+        assert all(writer.steps[-10:])
+
+
+def test_one_on_a_slow_line_holds_up_no_other():
+    alone, near, far = Writer(), Writer(), Writer(answer=10.0)
+    let_write([alone], 4000)
+    let_write([near, far], 4000)
+    taken = 20 * len(far.steps)  # by the passes for the one that is far
+    assert len(near.steps) > 0.96 * len(alone.steps) * (1 - taken / 4000)
+    assert len(far.steps) > 0.8 * 4000 / (20 * 11)
