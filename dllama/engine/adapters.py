@@ -54,20 +54,22 @@ def _rows_with(s, adapters, rows, row):
 
 @jit
 def shrink(thread, base, form, s, adapters, rows, layer, first, count, source, source_stride):
-    """low = A·source. An item is a row, or a part of the ranks of each target."""
+    """low = A·source. An item is a row, or a part of the ranks of each target; two rows are worked as one as in
+    ``expand``."""
     parts = row_parts(s, s.rows, s.low_part // 4)
     item = take(s.sync, base)
     while item < s.rows * parts:
         row, part = item // parts, item % parts
-        adapter = rows[row].adapter
-        if adapter >= 0:
+        together = _rows_with(s, adapters, rows, row)
+        if together:
             for i in range(count):
-                target = adapters[adapter, layer, first + i]
+                target = adapters[rows[row].adapter, layer, first + i]
                 stride = weight_bytes(form) * target.inputs
                 start, end = target.a_rank * part // parts, target.a_rank * (part + 1) // parts
                 multiply_rows(
                     form, target.a + stride * start, stride, end - start, target.inputs,
-                    source + row * source_stride, 0, 1, s.low + row * s.low_stride + i * s.low_part + 4 * start, 0,
+                    source + row * source_stride, source_stride, together,
+                    s.low + row * s.low_stride + i * s.low_part + 4 * start, s.low_stride,
                 )  # fmt: skip
         item = take(s.sync, base)
     meet(s.sync, s.threads)
