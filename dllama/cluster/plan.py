@@ -49,12 +49,12 @@ class Plan:
     @cached_property
     def form(self) -> Form:
         """How the nodes sum their parts: in the form that takes less time."""
-        return min(Form, key=lambda form: self._seconds(self._rounds(form)))
+        return min(Form, key=lambda form: self._seconds(self._rounds[form]))
 
     @cached_property
     def traffic(self) -> tuple[Traffic, ...]:
         """What each node sends and receives for a token."""
-        rounds = self._rounds(self.form)
+        rounds = self._rounds[self.form]
         return tuple(
             Traffic(
                 sum(count * round.traffic[node].sent for round, count in rounds),
@@ -66,14 +66,14 @@ class Plan:
     @property
     def exchange_seconds(self) -> float:
         """Time that exchanges add to that in reading; a node that reads less has some of them done meanwhile."""
-        seconds = self._seconds(self._rounds(self.form))
+        seconds = self._seconds(self._rounds[self.form])
         read = self.read_seconds()
         return seconds if read is None else seconds - self._hidden_seconds()
 
     def held_seconds(self, node: int) -> float:
         """Time for which exchanges keep a node from reading, whatever the others do: the CPU time of its messages, and
         what it waits for its partner in a fold."""
-        return traffic.work_seconds(self._rounds(self.form), node, self.nodes[node]) + self._partner_seconds(node)
+        return traffic.work_seconds(self._rounds[self.form], node, self.nodes[node]) + self._partner_seconds(node)
 
     def read_seconds(self, position: int = 0) -> float | None:
         """Time in reading weights, and the keys and values of ``position`` earlier tokens.
@@ -126,10 +126,12 @@ class Plan:
 
     def _exchange_rounds(self) -> list[tuple[Round, int]]:
         """Those of a layer."""
-        return [each for each in self._rounds(self.form) if each[1] > 1]
+        return [each for each in self._rounds[self.form] if each[1] > 1]
 
-    def _rounds(self, form: Form) -> list[tuple[Round, int]]:
-        return traffic.rounds(form, self.order, self.shares, self.buffer_type, self.top_k)
+    @cached_property
+    def _rounds(self) -> dict[Form, list[tuple[Round, int]]]:
+        """Of each form."""
+        return {form: traffic.rounds(form, self.order, self.shares, self.buffer_type, self.top_k) for form in Form}
 
     def _seconds(self, rounds: list[tuple[Round, int]]) -> float:
         return sum(count * traffic.seconds(round, self.nodes) for round, count in rounds)

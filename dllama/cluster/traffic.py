@@ -9,6 +9,7 @@ bandwidth, and what each message costs the CPU. What parts of a round could hide
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 from dllama.cluster.node import NodeSpec
@@ -112,14 +113,22 @@ def _start(shares: Sequence[Share], buffer_type: FloatType) -> Round:
 
 def _meet(form: Form, order: Sequence[int], nbytes: int) -> list[Round]:
     message = _message(nbytes)
-    each = [meetings(form, order, node) for node in range(len(order))]
+    place_of = {node: place for place, node in enumerate(order)}
+    each = [_partners(form, len(order))[place_of[node]] for node in range(len(order))]
     return [
         Round(
-            tuple(Traffic(len(meeting.to) * message, len(meeting.of) * message) for meeting in round),
-            tuple(len(meeting.to) + len(meeting.of) for meeting in round),
+            tuple(Traffic(to * message, of * message) for to, of in round),
+            tuple(to + of for to, of in round),
         )
         for round in zip(*each, strict=True)
     ]
+
+
+@cache
+def _partners(form: Form, nodes: int) -> list[list[tuple[int, int]]]:
+    """How many each node sends to and hears of, for each place in the order and each round."""
+    each = (meetings(form, range(nodes), place) for place in range(nodes))
+    return [[(len(meeting.to), len(meeting.of)) for meeting in rounds] for rounds in each]
 
 
 def _scatter(shares: Sequence[Share], buffer_type: FloatType) -> list[Round]:
