@@ -33,6 +33,7 @@ from dllama.privatelora.passes import aside, take_on
 from dllama.privatelora.schedule import Costs, choose
 from dllama.privatelora.session import OVERFLOW, Session, Unfit, adapter_of
 from dllama.privatelora.settings import BUSY
+from dllama.privatelora.shared_adapters import SharedAdapters
 from dllama.privatelora.short_way import SHORT_ROWS, EdgeTalk, ShortWay
 
 MOST_MESSAGES = 256
@@ -100,7 +101,7 @@ class Cloud:
         self._greeted: dict[Peer, float] = {}  # and when
         self._openings: dict[Peer, _Opening] = {}
         self._sessions: dict[Peer, Session] = {}
-        self._adapters: dict[tuple[str, range], list] = {}  # the backend's number, and how many sessions use it
+        self._adapters: SharedAdapters | None = None
         self._talking: tuple[EdgeTalk, ...] = ()  # whose way it is
         self._way: ShortWay | None = None
         self._costs = Costs()
@@ -173,6 +174,7 @@ class Cloud:
             while not loading.done():
                 self.turn(LOOK_MS / 1000)
             self._digest, self._backend = loading.result()
+            self._adapters = SharedAdapters(self._backend)
         except BaseException:
             self._listener.close()
             raise
@@ -267,31 +269,8 @@ class Cloud:
         if wanted["context"] > config.seq_len:
             raise Unfit(f"a context of {wanted['context']} tokens, and the model has {config.seq_len}")
         adapter = adapter_of(wanted["adapter"], config, self._known)
-        number = self._loader.submit(self._number, adapter, layers)
+        number = self._loader.submit(self._adapters.take, adapter, layers)
         self._openings[peer] = _Opening(wanted, adapter, number)
-
-    def _number(self, adapter: CloudAdapter | None, layers: range) -> int:
-        """The backend's number for an adapter, which several sessions may share. Runs in the loader's thread."""
-        self._backend.prepare()
-        if adapter is None:
-            return NO_ADAPTER
-        entry = self._adapters.get((adapter.fingerprint, layers))
-        if entry is None:
-            try:
-                entry = self._adapters[adapter.fingerprint, layers] = [self._backend.add(adapter, layers), 0]
-            except LookupError as error:
-                raise Unfit(str(error)) from None
-        entry[1] += 1
-        return entry[0]
-
-    def _drop(self, number: int) -> None:
-        """One session less uses an adapter. Runs in the loader's thread."""
-        for key, entry in list(self._adapters.items()):
-            if entry[0] == number:
-                entry[1] -= 1
-                if not entry[1]:
-                    del self._adapters[key]
-                    self._backend.remove(number)
 
     def _check_memory(self, session: Session, message: wire.Enter) -> None:
         new = session.new_sequences(message)
@@ -445,7 +424,7 @@ class Cloud:
                 except Restarted as error:
                     self._begin_anew(error)
                     layers = range(*opening.session["layers"])
-                    opening.number = self._loader.submit(self._number, opening.adapter, layers)
+                    opening.number = self._loader.submit(self._adapters.take, opening.adapter, layers)
                     self._openings[peer] = opening
                     return
                 except (DllamaError, MemoryError) as error:
@@ -480,14 +459,14 @@ class Cloud:
         self._greeted.pop(peer, None)
         session, opening = self._sessions.pop(peer, None), self._openings.pop(peer, None)
         if session is not None and session.number != NO_ADAPTER:
-            self._loader.submit(self._drop, session.number)
+            self._loader.submit(self._adapters.give_back, session.number)
         if opening is not None:
             opening.number.add_done_callback(self._dropped)
 
     def _dropped(self, number: Future) -> None:
         """An adapter is ready, and its edge gone. Runs in the loader's thread, or where that is done already."""
         if number.exception() is None and number.result() != NO_ADAPTER:
-            self._loader.submit(self._drop, number.result())
+            self._loader.submit(self._adapters.give_back, number.result())
 
 
 def _send(peer: Peer, frames: Sequence) -> None:
