@@ -12,6 +12,8 @@ array, by address:
 low_stride and low_part: bytes from one row's values to the next's, and from one target's.
 """
 
+import numpy as np
+
 from dllama.engine.stages import row_parts, whole_blocks
 from dllama.kernels import tags
 from dllama.kernels.dot import multiply_rows
@@ -20,8 +22,10 @@ from dllama.kernels.jit import jit
 from dllama.kernels.packed import weight_bytes
 from dllama.kernels.team import meet, take
 
-QKV, ATTENTION_OUT, GATE_UP, DOWN = 0, 3, 4, 6
-"""The number of each product's first target, in the order of TARGETS."""
+QKV, ATTENTION_OUT, GATE_UP, DOWN = map(np.int64, range(4))
+"""The products of a layer, typed as `stages.ZERO` is."""
+FIRST = np.array((0, 3, 4, 6, 7))
+"""The number of each product's first target, in the order of TARGETS, and of them all."""
 MOST_TARGETS = 3
 """Of one product."""
 NO_ADAPTER = -1
@@ -31,15 +35,15 @@ F32 = tags.F32
 
 
 @jit
-def adapt(thread, base, s, adapters, rows, layer, first, count, source, source_stride, out, out_stride):
-    """out += scale·B·A·source for the ``count`` targets from ``first`` on, whose outputs lie side by side, each padded
-    to 32. Without adapters it is compiled to nothing, and skipped where no row has one."""
+def adapt(thread, base, s, adapters, rows, layer, product, source, source_stride, out, out_stride):
+    """out += scale·B·A·source for the targets of a product, whose outputs lie side by side, each padded to 32. Without
+    adapters it is compiled to nothing, and skipped where no row has one."""
     if adapters is None:
         return base
     if not s.adapted:
         return base
-    base = shrink(thread, base, F32, s, adapters, rows, layer, first, count, source, source_stride)
-    return expand(thread, base, F32, s, adapters, rows, layer, first, count, out, out_stride)
+    base = shrink(thread, base, F32, s, adapters, rows, layer, product, source, source_stride)
+    return expand(thread, base, F32, s, adapters, rows, layer, product, out, out_stride)
 
 
 @jit(inline=True)
@@ -53,9 +57,10 @@ def _rows_with(s, adapters, rows, row):
 
 
 @jit
-def shrink(thread, base, form, s, adapters, rows, layer, first, count, source, source_stride):
+def shrink(thread, base, form, s, adapters, rows, layer, product, source, source_stride):
     """low = A·source. An item is a row, or a part of the ranks of each target; two rows are worked as one as in
     ``expand``."""
+    first, count = FIRST[product], FIRST[product + 1] - FIRST[product]
     parts = row_parts(s, s.rows, s.low_part // 4)
     item = take(s.sync, base)
     while item < s.rows * parts:
@@ -77,9 +82,10 @@ def shrink(thread, base, form, s, adapters, rows, layer, first, count, source, s
 
 
 @jit
-def expand(thread, base, form, s, adapters, rows, layer, first, count, out, out_stride):
+def expand(thread, base, form, s, adapters, rows, layer, product, out, out_stride):
     """out += B·low. An item is a row, or a part of the outputs of each target; two neighbours with the same adapter are
     worked as one, and the other's item is empty."""
+    first, count = FIRST[product], FIRST[product + 1] - FIRST[product]
     parts = row_parts(s, s.rows, whole_blocks(s.dim) // 32)
     item = take(s.sync, base)
     while item < s.rows * parts:

@@ -14,7 +14,7 @@ The step's ``half`` is the one that comes next, which the leading thread notes b
 from dllama.engine import adapters as targets
 from dllama.engine.adapters import expand, shrink
 from dllama.engine.experts import choose, combine, gather, group, product_down, product_up, score
-from dllama.engine.stages import activate, attend_rows, convert, norm, product, rotate
+from dllama.engine.stages import YES, ZERO, activate, attend_rows, convert, norm, product, rotate
 from dllama.kernels.elementwise import add
 from dllama.kernels.jit import jit
 from dllama.kernels.talk import talk_at
@@ -39,13 +39,13 @@ def run_halves(thread, weight, act, cache, step, layers, mixture, adapters, form
             return
         half = s.half
         if half >= LEAVE:
-            base = _down_back(thread, 0, form, s, adapters, rows, half - LEAVE)
+            base = _down_back(thread, ZERO, form, s, adapters, rows, half - LEAVE)
             _leave(base, s)
             continue
         index, part = half // 8, half % 8
         layer = layers[index]
         if part == 2 * QKV:
-            base = _down_back(thread, 0, form, s, adapters, rows, index)
+            base = _down_back(thread, ZERO, form, s, adapters, rows, index)
             _qkv_input(thread, base, weight, act, form, s, layer, adapters, rows, index)
         elif part == 2 * QKV + 1:
             _qkv(thread, weight, act, s, layer)
@@ -76,7 +76,7 @@ def _down_back(thread, base, form, s, adapters, rows, index):
     """What the layer before this one waits for."""
     if index == 0:
         return base
-    return expand(thread, base, form, s, adapters, rows, index - 1, targets.DOWN, 1, s.y, s.x_stride)
+    return expand(thread, base, form, s, adapters, rows, index - 1, targets.DOWN, s.y, s.x_stride)
 
 
 @jit
@@ -90,15 +90,15 @@ def _leave(base, s):
 
 @jit
 def _qkv_input(thread, base, weight, act, form, s, layer, adapters, rows, index):
-    base = norm(thread, base, weight, act, s, layer.attention_norm, True)
-    shrink(thread, base, form, s, adapters, rows, index, targets.QKV, 3, s.norm_out, s.x_stride)
+    base = norm(thread, base, weight, act, s, layer.attention_norm, YES)
+    shrink(thread, base, form, s, adapters, rows, index, targets.QKV, s.norm_out, s.x_stride)
 
 
 @jit
 def _qkv(thread, weight, act, s, layer):
     query_width, kv_width = s.heads * s.head_dim, s.kv_heads * s.head_dim
     product(
-        thread, 0, weight, act, s, s.dim, s.dim_bytes, s.dim_acts, s.dim_stride, s.rows,
+        thread, ZERO, weight, act, s, s.dim, s.dim_bytes, s.dim_acts, s.dim_stride, s.rows,
         layer.q, query_width, layer.k, kv_width, layer.v, kv_width, s.qkv, s.qkv_stride,
     )  # fmt: skip
 
@@ -106,39 +106,39 @@ def _qkv(thread, weight, act, s, layer):
 @jit
 def _attend(thread, weight, act, cache, form, s, layer, adapters, rows, index):
     query_width = s.heads * s.head_dim
-    base = expand(thread, 0, form, s, adapters, rows, index, targets.QKV, 3, s.qkv, s.qkv_stride)
+    base = expand(thread, ZERO, form, s, adapters, rows, index, targets.QKV, s.qkv, s.qkv_stride)
     base = rotate(thread, base, cache, s, layer, rows, index)
     base = attend_rows(thread, base, cache, s, rows, index)
     base = convert(thread, base, weight, act, s, s.attention, s.attention_stride, query_width, s.q_acts, s.q_stride)
-    shrink(thread, base, form, s, adapters, rows, index, targets.ATTENTION_OUT, 1, s.attention, s.attention_stride)
+    shrink(thread, base, form, s, adapters, rows, index, targets.ATTENTION_OUT, s.attention, s.attention_stride)
 
 
 @jit
 def _out(thread, weight, act, s, layer):
     product(
-        thread, 0, weight, act, s, s.heads * s.head_dim, s.q_bytes, s.q_acts, s.q_stride, s.rows,
-        layer.o, s.dim, layer.o, 0, layer.o, 0, s.y, s.x_stride,
+        thread, ZERO, weight, act, s, s.heads * s.head_dim, s.q_bytes, s.q_acts, s.q_stride, s.rows,
+        layer.o, s.dim, layer.o, ZERO, layer.o, ZERO, s.y, s.x_stride,
     )  # fmt: skip
 
 
 @jit
 def _up_input(thread, weight, act, form, s, layer, adapters, rows, index):
-    base = expand(thread, 0, form, s, adapters, rows, index, targets.ATTENTION_OUT, 1, s.y, s.x_stride)
-    base = norm(thread, base, weight, act, s, layer.ffn_norm, True)
-    shrink(thread, base, form, s, adapters, rows, index, targets.GATE_UP, 2, s.norm_out, s.x_stride)
+    base = expand(thread, ZERO, form, s, adapters, rows, index, targets.ATTENTION_OUT, s.y, s.x_stride)
+    base = norm(thread, base, weight, act, s, layer.ffn_norm, YES)
+    shrink(thread, base, form, s, adapters, rows, index, targets.GATE_UP, s.norm_out, s.x_stride)
 
 
 @jit
 def _up(thread, weight, act, s, layer):
     product(
-        thread, 0, weight, act, s, s.dim, s.dim_bytes, s.dim_acts, s.dim_stride, s.rows,
-        layer.w1, s.hidden_dim, layer.w3, s.hidden_dim, layer.w1, 0, s.hidden, s.hidden_row_stride,
+        thread, ZERO, weight, act, s, s.dim, s.dim_bytes, s.dim_acts, s.dim_stride, s.rows,
+        layer.w1, s.hidden_dim, layer.w3, s.hidden_dim, layer.w1, ZERO, s.hidden, s.hidden_row_stride,
     )  # fmt: skip
 
 
 @jit
 def _mixture(thread, weight, act, s, layer, experts):
-    base = score(thread, 0, s, layer.router)
+    base = score(thread, ZERO, s, layer.router)
     base = choose(thread, base, s)
     group(thread, s)
     base = gather(thread, base, s)
@@ -150,14 +150,14 @@ def _mixture(thread, weight, act, s, layer, experts):
 
 @jit
 def _down_input(thread, weight, act, form, s, adapters, rows, index):
-    base = expand(thread, 0, form, s, adapters, rows, index, targets.GATE_UP, 2, s.hidden, s.hidden_row_stride)
+    base = expand(thread, ZERO, form, s, adapters, rows, index, targets.GATE_UP, s.hidden, s.hidden_row_stride)
     base = activate(thread, base, weight, act, s, s.rows)
-    shrink(thread, base, form, s, adapters, rows, index, targets.DOWN, 1, s.hidden, s.hidden_row_stride)
+    shrink(thread, base, form, s, adapters, rows, index, targets.DOWN, s.hidden, s.hidden_row_stride)
 
 
 @jit
 def _down(thread, weight, act, s, layer):
     product(
-        thread, 0, weight, act, s, s.hidden_dim, s.hidden_bytes, s.hidden_acts, s.hidden_stride, s.rows,
-        layer.w2, s.dim, layer.w2, 0, layer.w2, 0, s.y, s.x_stride,
+        thread, ZERO, weight, act, s, s.hidden_dim, s.hidden_bytes, s.hidden_acts, s.hidden_stride, s.rows,
+        layer.w2, s.dim, layer.w2, ZERO, layer.w2, ZERO, s.y, s.x_stride,
     )  # fmt: skip

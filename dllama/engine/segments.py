@@ -12,7 +12,7 @@ Within a segment `stages` follow one another.
 
 from dllama.engine.adapters import ATTENTION_OUT, DOWN, GATE_UP, QKV, adapt
 from dllama.engine.experts import choose, combine, gather, group, product_down, product_up, score
-from dllama.engine.stages import activate, attend_rows, convert, norm, product, rotate, whole_blocks
+from dllama.engine.stages import YES, ZERO, activate, attend_rows, convert, norm, product, rotate, whole_blocks
 from dllama.kernels.elementwise import add, rms_norm, to_acts
 from dllama.kernels.jit import jit
 from dllama.kernels.team import gate, meet, take
@@ -29,10 +29,10 @@ def run_segments(thread, weight, act, cache, step, layers, mixture, adapters, ex
     exchange: the first arguments of `trade`, or None, and then likewise
     """
     s = step[0]
-    base = 0
+    base = ZERO
     for segment in range(first, last):
         if s.gated:
-            base = 0
+            base = ZERO
             if gate(thread, s.sync, s.threads):
                 return last
         if segment == 2 * len(layers):
@@ -67,43 +67,43 @@ def _attention(thread, base, weight, act, cache, s, layer, adapters, rows, segme
         thread, base, weight, act, s, s.dim, s.dim_bytes, s.dim_acts, s.dim_stride, s.rows,
         layer.q, query_width, layer.k, kv_width, layer.v, kv_width, s.qkv, s.qkv_stride,
     )  # fmt: skip
-    base = adapt(thread, base, s, adapters, rows, segment // 2, QKV, 3, s.norm_out, s.x_stride, s.qkv, s.qkv_stride)
+    base = adapt(thread, base, s, adapters, rows, segment // 2, QKV, s.norm_out, s.x_stride, s.qkv, s.qkv_stride)
     base = rotate(thread, base, cache, s, layer, rows, segment // 2)
     base = attend_rows(thread, base, cache, s, rows, segment // 2)
     base = convert(thread, base, weight, act, s, s.attention, s.attention_stride, query_width, s.q_acts, s.q_stride)
     base = product(
         thread, base, weight, act, s, query_width, s.q_bytes, s.q_acts, s.q_stride, s.rows,
-        layer.o, s.dim, layer.o, 0, layer.o, 0, s.y, s.x_stride,
+        layer.o, s.dim, layer.o, ZERO, layer.o, ZERO, s.y, s.x_stride,
     )  # fmt: skip
     return adapt(
-        thread, base, s, adapters, rows, segment // 2, ATTENTION_OUT, 1,
+        thread, base, s, adapters, rows, segment // 2, ATTENTION_OUT,
         s.attention, s.attention_stride, s.y, s.x_stride,
     )  # fmt: skip
 
 
 @jit
 def _feed_forward(thread, base, weight, act, s, layer, adapters, rows, segment):
-    base = norm(thread, base, weight, act, s, layer.ffn_norm, True)
+    base = norm(thread, base, weight, act, s, layer.ffn_norm, YES)
     base = product(
         thread, base, weight, act, s, s.dim, s.dim_bytes, s.dim_acts, s.dim_stride, s.rows,
-        layer.w1, s.hidden_dim, layer.w3, s.hidden_dim, layer.w1, 0, s.hidden, s.hidden_row_stride,
+        layer.w1, s.hidden_dim, layer.w3, s.hidden_dim, layer.w1, ZERO, s.hidden, s.hidden_row_stride,
     )  # fmt: skip
     base = adapt(
-        thread, base, s, adapters, rows, segment // 2, GATE_UP, 2,
+        thread, base, s, adapters, rows, segment // 2, GATE_UP,
         s.norm_out, s.x_stride, s.hidden, s.hidden_row_stride,
     )  # fmt: skip
     base = activate(thread, base, weight, act, s, s.rows)
     base = product(
         thread, base, weight, act, s, s.hidden_dim, s.hidden_bytes, s.hidden_acts, s.hidden_stride, s.rows,
-        layer.w2, s.dim, layer.w2, 0, layer.w2, 0, s.y, s.x_stride,
+        layer.w2, s.dim, layer.w2, ZERO, layer.w2, ZERO, s.y, s.x_stride,
     )  # fmt: skip
-    return adapt(thread, base, s, adapters, rows, segment // 2, DOWN, 1, s.hidden, s.hidden_row_stride, s.y, s.x_stride)
+    return adapt(thread, base, s, adapters, rows, segment // 2, DOWN, s.hidden, s.hidden_row_stride, s.y, s.x_stride)
 
 
 @jit
 def _mixture(thread, base, weight, act, s, layer, experts):
     """Each row's mix of the outputs of the experts that it chooses."""
-    base = norm(thread, base, weight, act, s, layer.ffn_norm, True)
+    base = norm(thread, base, weight, act, s, layer.ffn_norm, YES)
     base = score(thread, base, s, layer.router)
     base = choose(thread, base, s)
     group(thread, s)
@@ -128,5 +128,5 @@ def _output(thread, base, weight, act, s, rows):
     base += s.logit_rows + s.threads
     return product(
         thread, base, weight, act, s, s.dim, s.dim_bytes, s.dim_acts, s.dim_stride, s.logit_rows,
-        s.output, s.vocab, s.output, 0, s.output, 0, s.logits, s.logits_stride,
+        s.output, s.vocab, s.output, ZERO, s.output, ZERO, s.logits, s.logits_stride,
     )  # fmt: skip

@@ -24,6 +24,10 @@ TILE = math.lcm(dot.TOKENS, packed.TOKENS, router.TOKENS)
 """Rows that products of more than one row work on at once: of inputs and outputs there is room for a multiple of it."""
 
 
+ZERO, YES = np.int64(0), np.bool_(True)
+"""A plain 0 or True has a type of its own to numba, and a stage that is given one is compiled once more for it."""
+
+
 def _record(**fields):
     return np.dtype([(name, kind) for kind, names in fields.items() for name in names.split()])
 
