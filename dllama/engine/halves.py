@@ -79,7 +79,7 @@ def _down_back(thread, base, form, s, adapters, rows, index):
     return expand(thread, base, form, s, adapters, rows, index - 1, targets.DOWN, s.y, s.x_stride)
 
 
-@jit
+@jit(inline=True)
 def _leave(base, s):
     item = take(s.sync, base)
     while item < s.rows:
@@ -88,13 +88,13 @@ def _leave(base, s):
     meet(s.sync, s.threads)
 
 
-@jit
+@jit(inline=True)
 def _qkv_input(thread, base, weight, act, form, s, layer, adapters, rows, index):
     base = norm(thread, base, weight, act, s, layer.attention_norm, YES)
     shrink(thread, base, form, s, adapters, rows, index, targets.QKV, s.norm_out, s.x_stride)
 
 
-@jit
+@jit(inline=True)
 def _qkv(thread, weight, act, s, layer):
     query_width, kv_width = s.heads * s.head_dim, s.kv_heads * s.head_dim
     product(
@@ -103,7 +103,7 @@ def _qkv(thread, weight, act, s, layer):
     )  # fmt: skip
 
 
-@jit
+@jit(inline=True)
 def _attend(thread, weight, act, cache, form, s, layer, adapters, rows, index):
     query_width = s.heads * s.head_dim
     base = expand(thread, ZERO, form, s, adapters, rows, index, targets.QKV, s.qkv, s.qkv_stride)
@@ -113,7 +113,7 @@ def _attend(thread, weight, act, cache, form, s, layer, adapters, rows, index):
     shrink(thread, base, form, s, adapters, rows, index, targets.ATTENTION_OUT, s.attention, s.attention_stride)
 
 
-@jit
+@jit(inline=True)
 def _out(thread, weight, act, s, layer):
     product(
         thread, ZERO, weight, act, s, s.heads * s.head_dim, s.q_bytes, s.q_acts, s.q_stride, s.rows,
@@ -121,14 +121,14 @@ def _out(thread, weight, act, s, layer):
     )  # fmt: skip
 
 
-@jit
+@jit(inline=True)
 def _up_input(thread, weight, act, form, s, layer, adapters, rows, index):
     base = expand(thread, ZERO, form, s, adapters, rows, index, targets.ATTENTION_OUT, s.y, s.x_stride)
     base = norm(thread, base, weight, act, s, layer.ffn_norm, YES)
     shrink(thread, base, form, s, adapters, rows, index, targets.GATE_UP, s.norm_out, s.x_stride)
 
 
-@jit
+@jit(inline=True)
 def _up(thread, weight, act, s, layer):
     product(
         thread, ZERO, weight, act, s, s.dim, s.dim_bytes, s.dim_acts, s.dim_stride, s.rows,
@@ -136,7 +136,7 @@ def _up(thread, weight, act, s, layer):
     )  # fmt: skip
 
 
-@jit
+@jit(inline=True)
 def _mixture(thread, weight, act, s, layer, experts):
     base = score(thread, ZERO, s, layer.router)
     base = choose(thread, base, s)
@@ -148,14 +148,14 @@ def _mixture(thread, weight, act, s, layer, experts):
     combine(thread, base, s)
 
 
-@jit
+@jit(inline=True)
 def _down_input(thread, weight, act, form, s, adapters, rows, index):
     base = expand(thread, ZERO, form, s, adapters, rows, index, targets.GATE_UP, s.hidden, s.hidden_row_stride)
     base = activate(thread, base, weight, act, s, s.rows)
     shrink(thread, base, form, s, adapters, rows, index, targets.DOWN, s.hidden, s.hidden_row_stride)
 
 
-@jit
+@jit(inline=True)
 def _down(thread, weight, act, s, layer):
     product(
         thread, ZERO, weight, act, s, s.hidden_dim, s.hidden_bytes, s.hidden_acts, s.hidden_stride, s.rows,

@@ -7,7 +7,8 @@ are summed before the next segment adds them to the stream. Segment 2·l is the 
 make one call, but stop at a gate before each segment until the leading thread comes there too. It exchanges the parts
 in between, and stays in compiled code as long as those of the other nodes come as they should.
 
-Within a segment `stages` follow one another.
+Within a segment `stages` follow one another. What is called from one place only is inlined: else it would be compiled
+by itself, and again as a part of what calls it.
 """
 
 from dllama.engine.adapters import ATTENTION_OUT, DOWN, GATE_UP, QKV, adapt
@@ -59,7 +60,7 @@ def _exchange(s, exchange):
     )
 
 
-@jit
+@jit(inline=True)
 def _attention(thread, base, weight, act, cache, s, layer, adapters, rows, segment):
     query_width, kv_width = s.heads * s.head_dim, s.kv_heads * s.head_dim
     base = norm(thread, base, weight, act, s, layer.attention_norm, segment > 0)
@@ -81,7 +82,7 @@ def _attention(thread, base, weight, act, cache, s, layer, adapters, rows, segme
     )  # fmt: skip
 
 
-@jit
+@jit(inline=True)
 def _feed_forward(thread, base, weight, act, s, layer, adapters, rows, segment):
     base = norm(thread, base, weight, act, s, layer.ffn_norm, YES)
     base = product(
@@ -100,7 +101,7 @@ def _feed_forward(thread, base, weight, act, s, layer, adapters, rows, segment):
     return adapt(thread, base, s, adapters, rows, segment // 2, DOWN, s.hidden, s.hidden_row_stride, s.y, s.x_stride)
 
 
-@jit
+@jit(inline=True)
 def _mixture(thread, base, weight, act, s, layer, experts):
     """Each row's mix of the outputs of the experts that it chooses."""
     base = norm(thread, base, weight, act, s, layer.ffn_norm, YES)
@@ -114,7 +115,7 @@ def _mixture(thread, base, weight, act, s, layer, experts):
     return combine(thread, base, s)
 
 
-@jit
+@jit(inline=True)
 def _output(thread, base, weight, act, s, rows):
     item = take(s.sync, base)
     while item < s.logit_rows:
