@@ -12,8 +12,7 @@ from dllama.cluster.all_reduce import AllReduce
 from dllama.cluster.job import Job
 from dllama.cluster.mesh import Mesh
 from dllama.cluster.rounds import Form
-from dllama.engine.adapters import NO_ADAPTER
-from dllama.engine.halves import N_TARGETS
+from dllama.engine.adapters import N_TARGETS, NO_ADAPTER
 from dllama.engine.kv_cache import KVCache
 from dllama.engine.workspace import MAX_ROWS, Place
 from dllama.formats import FloatType

@@ -113,20 +113,19 @@ def _start(shares: Sequence[Share], buffer_type: FloatType) -> Round:
 
 def _meet(form: Form, order: Sequence[int], nbytes: int) -> list[Round]:
     message = _message(nbytes)
-    place_of = {node: place for place, node in enumerate(order)}
-    each = [_partners(form, len(order))[place_of[node]] for node in range(len(order))]
+    counts = dict(zip(order, _counts(form, len(order)), strict=True))
     return [
         Round(
             tuple(Traffic(to * message, of * message) for to, of in round),
             tuple(to + of for to, of in round),
         )
-        for round in zip(*each, strict=True)
+        for round in zip(*(counts[node] for node in range(len(order))), strict=True)
     ]
 
 
 @cache
-def _partners(form: Form, nodes: int) -> list[list[tuple[int, int]]]:
-    """How many each node sends to and hears of, for each place in the order and each round."""
+def _counts(form: Form, nodes: int) -> list[list[tuple[int, int]]]:
+    """How many nodes each sends to and hears of, for each place in the order and each round."""
     each = (meetings(form, range(nodes), place) for place in range(nodes))
     return [[(len(meeting.to), len(meeting.of)) for meeting in rounds] for rounds in each]
 

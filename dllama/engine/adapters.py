@@ -22,12 +22,13 @@ from dllama.kernels.jit import jit
 from dllama.kernels.packed import weight_bytes
 from dllama.kernels.team import meet, take
 
-QKV, ATTENTION_OUT, GATE_UP, DOWN = map(np.int64, range(4))
+QKV, OUT, UP, DOWN = map(np.int64, range(4))
 """The products of a layer, typed as `stages.ZERO` is."""
-FIRST = np.array((0, 3, 4, 6, 7))
-"""The number of each product's first target, in the order of TARGETS, and of them all."""
-MOST_TARGETS = 3
-"""Of one product."""
+N_TARGETS = (3, 1, 2, 1)
+"""Of each product, in the order of TARGETS."""
+MOST_TARGETS = max(N_TARGETS)
+FIRST = np.cumsum((0, *N_TARGETS))
+"""The number of each product's first target, and how many there are."""
 NO_ADAPTER = -1
 """What a row has that adds nothing."""
 

@@ -11,8 +11,7 @@ as a whole in its UP; its DOWN is empty, and its rows have no adapter there.
 The step's ``half`` is the one that comes next, which the leading thread notes before each gate.
 """
 
-from dllama.engine import adapters as targets
-from dllama.engine.adapters import expand, shrink
+from dllama.engine.adapters import DOWN, OUT, QKV, UP, expand, shrink
 from dllama.engine.experts import choose, combine, gather, group, product_down, product_up, score
 from dllama.engine.stages import YES, ZERO, activate, attend_rows, convert, norm, product, rotate
 from dllama.kernels.elementwise import add
@@ -20,10 +19,7 @@ from dllama.kernels.jit import jit
 from dllama.kernels.talk import talk_at
 from dllama.kernels.team import gate, meet, take
 
-QKV, OUT, UP, DOWN = 0, 1, 2, 3
 LEAVE = 1 << 29
-N_TARGETS = (3, 1, 2, 1)
-"""Of each product."""
 
 
 @jit
@@ -76,7 +72,7 @@ def _down_back(thread, base, form, s, adapters, rows, index):
     """What the layer before this one waits for."""
     if index == 0:
         return base
-    return expand(thread, base, form, s, adapters, rows, index - 1, targets.DOWN, s.y, s.x_stride)
+    return expand(thread, base, form, s, adapters, rows, index - 1, DOWN, s.y, s.x_stride)
 
 
 @jit(inline=True)
@@ -91,7 +87,7 @@ def _leave(base, s):
 @jit(inline=True)
 def _qkv_input(thread, base, weight, act, form, s, layer, adapters, rows, index):
     base = norm(thread, base, weight, act, s, layer.attention_norm, YES)
-    shrink(thread, base, form, s, adapters, rows, index, targets.QKV, s.norm_out, s.x_stride)
+    shrink(thread, base, form, s, adapters, rows, index, QKV, s.norm_out, s.x_stride)
 
 
 @jit(inline=True)
@@ -106,11 +102,11 @@ def _qkv(thread, weight, act, s, layer):
 @jit(inline=True)
 def _attend(thread, weight, act, cache, form, s, layer, adapters, rows, index):
     query_width = s.heads * s.head_dim
-    base = expand(thread, ZERO, form, s, adapters, rows, index, targets.QKV, s.qkv, s.qkv_stride)
+    base = expand(thread, ZERO, form, s, adapters, rows, index, QKV, s.qkv, s.qkv_stride)
     base = rotate(thread, base, cache, s, layer, rows, index)
     base = attend_rows(thread, base, cache, s, rows, index)
     base = convert(thread, base, weight, act, s, s.attention, s.attention_stride, query_width, s.q_acts, s.q_stride)
-    shrink(thread, base, form, s, adapters, rows, index, targets.ATTENTION_OUT, s.attention, s.attention_stride)
+    shrink(thread, base, form, s, adapters, rows, index, OUT, s.attention, s.attention_stride)
 
 
 @jit(inline=True)
@@ -123,9 +119,9 @@ def _out(thread, weight, act, s, layer):
 
 @jit(inline=True)
 def _up_input(thread, weight, act, form, s, layer, adapters, rows, index):
-    base = expand(thread, ZERO, form, s, adapters, rows, index, targets.ATTENTION_OUT, s.y, s.x_stride)
+    base = expand(thread, ZERO, form, s, adapters, rows, index, OUT, s.y, s.x_stride)
     base = norm(thread, base, weight, act, s, layer.ffn_norm, YES)
-    shrink(thread, base, form, s, adapters, rows, index, targets.GATE_UP, s.norm_out, s.x_stride)
+    shrink(thread, base, form, s, adapters, rows, index, UP, s.norm_out, s.x_stride)
 
 
 @jit(inline=True)
@@ -150,9 +146,9 @@ def _mixture(thread, weight, act, s, layer, experts):
 
 @jit(inline=True)
 def _down_input(thread, weight, act, form, s, adapters, rows, index):
-    base = expand(thread, ZERO, form, s, adapters, rows, index, targets.GATE_UP, s.hidden, s.hidden_row_stride)
+    base = expand(thread, ZERO, form, s, adapters, rows, index, UP, s.hidden, s.hidden_row_stride)
     base = activate(thread, base, weight, act, s, s.rows)
-    shrink(thread, base, form, s, adapters, rows, index, targets.DOWN, s.hidden, s.hidden_row_stride)
+    shrink(thread, base, form, s, adapters, rows, index, DOWN, s.hidden, s.hidden_row_stride)
 
 
 @jit(inline=True)

@@ -11,7 +11,7 @@ Within a segment `stages` follow one another. What is called from one place only
 by itself, and again as a part of what calls it.
 """
 
-from dllama.engine.adapters import ATTENTION_OUT, DOWN, GATE_UP, QKV, adapt
+from dllama.engine.adapters import DOWN, OUT, QKV, UP, adapt
 from dllama.engine.experts import choose, combine, gather, group, product_down, product_up, score
 from dllama.engine.stages import YES, ZERO, activate, attend_rows, convert, norm, product, rotate, whole_blocks
 from dllama.kernels.elementwise import add, rms_norm, to_acts
@@ -77,7 +77,7 @@ def _attention(thread, base, weight, act, cache, s, layer, adapters, rows, segme
         layer.o, s.dim, layer.o, ZERO, layer.o, ZERO, s.y, s.x_stride,
     )  # fmt: skip
     return adapt(
-        thread, base, s, adapters, rows, segment // 2, ATTENTION_OUT,
+        thread, base, s, adapters, rows, segment // 2, OUT,
         s.attention, s.attention_stride, s.y, s.x_stride,
     )  # fmt: skip
 
@@ -90,7 +90,7 @@ def _feed_forward(thread, base, weight, act, s, layer, adapters, rows, segment):
         layer.w1, s.hidden_dim, layer.w3, s.hidden_dim, layer.w1, ZERO, s.hidden, s.hidden_row_stride,
     )  # fmt: skip
     base = adapt(
-        thread, base, s, adapters, rows, segment // 2, GATE_UP,
+        thread, base, s, adapters, rows, segment // 2, UP,
         s.norm_out, s.x_stride, s.hidden, s.hidden_row_stride,
     )  # fmt: skip
     base = activate(thread, base, weight, act, s, s.rows)

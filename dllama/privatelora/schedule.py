@@ -94,4 +94,9 @@ def _enters_soon(session: Session, costs: Costs, now: float) -> bool:
     """Whether an edge may be expected to want its next step begun before a step's time is over."""
     if not session.passages:
         return now - session.left_at < costs.step_seconds
-    return not enters(session) and session.left_in(now) < costs.step_seconds * session.hope
+    return not enters(session) and _left(session, now) < costs.step_seconds * session.hope
+
+
+def _left(session: Session, now: float) -> float:
+    """Seconds until a step that is on its way ends, at its pace so far."""
+    return (now - session.set_out_at) / session.passed * session.passes_ahead

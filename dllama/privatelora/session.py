@@ -55,7 +55,8 @@ class Session:
 
     passages: of the step that is on its way, in the order of its rows; none between steps
     ready_at: when it could go on, None while the edge's answer is awaited;  waits_since: when it began to be
-    left_at: when the last step ended;  seconds: that the present one has cost so far
+    set_out_at: when its step was taken on first;  left_at: when the last one ended
+    seconds: that the present one has cost so far
     hope: how long others wait for it, as a share of what that could save (see `schedule`)
     """
 
@@ -79,7 +80,7 @@ class Session:
         self._most_rows = most_rows(self._shape, backend.config.dim)
         self.passages: list[Passage] = []
         self.ready_at: float | None = None
-        self.waits_since = self.left_at = self._set_out_at = 0.0
+        self.waits_since = self.left_at = self.set_out_at = 0.0
         self.hope = 1.0
         self.seconds = 0.0
 
@@ -101,11 +102,7 @@ class Session:
     def goes_on(self) -> None:
         """It is about to be taken on."""
         if not self._next:
-            self._set_out_at = time.monotonic()
-
-    def left_in(self, now: float) -> float:
-        """Seconds until the step that is on its way ends, at its pace so far."""
-        return (now - self._set_out_at) / self._next * (len(self._stops) + 1 - self._next)
+            self.set_out_at = time.monotonic()
 
     def enter(self, message: wire.Enter, payload: Sequence) -> None:
         """A step begins. Raises Unfit."""
@@ -161,6 +158,11 @@ class Session:
     def passed(self) -> int:
         """Stops that A·x has been sent at."""
         return self._next
+
+    @property
+    def passes_ahead(self) -> int:
+        """That its step still takes."""
+        return len(self._stops) + 1 - self._next
 
     def talk(self) -> EdgeTalk | None:
         """What compiled code has to know to take it past the next stops; None where there are none, or nobody."""

@@ -28,8 +28,13 @@ class Edge:
     set_out_at: float = 0.0
     seconds: float = 0.0
 
-    def left_in(self, now):
-        return (now - self.set_out_at) / self.at * (len(self.stops) + 1 - self.at)
+    @property
+    def passed(self):
+        return self.at
+
+    @property
+    def passes_ahead(self):
+        return len(self.stops) + 1 - self.at
 
     @property
     def passages(self):

@@ -10,7 +10,8 @@ from weakref import WeakKeyDictionary, ref
 import numpy as np
 
 from dllama.engine.adapter_weights import NUMBERS
-from dllama.engine.halves import DOWN, LEAVE, N_TARGETS, OUT, UP, run_halves
+from dllama.engine.adapters import DOWN, N_TARGETS, OUT, UP
+from dllama.engine.halves import LEAVE, run_halves
 from dllama.engine.kv_cache import KVCache
 from dllama.engine.memory import available_bytes
 from dllama.engine.shape import NodeShape
